@@ -40,8 +40,9 @@ def pack_maps(attribution: Tensor) -> tuple[Tensor, Tensor]:
     peak = torch.where(maps.isfinite(), maps.abs(), 0.0).flatten(1).amax(1)
     mantissa, exponent = torch.frexp(peak)
     # A peak that rounds up to the next power of two takes that power's scale, which is the one it would get next time.
-    exponent = torch.where(mantissa.half() == 1, exponent + 1, exponent).clamp(min=-100)
-    scale = torch.ldexp(torch.ones_like(peak), torch.where(peak > 0, exponent, 15) - 15)
+    exponent = torch.where(mantissa.half() == 1, exponent + 1, exponent)
+    exponent = torch.where(peak > 0, exponent, -100).clamp(min=-100)
+    scale = torch.ldexp(torch.ones_like(peak), exponent - 15)
     return (maps / scale.view(-1, *[1] * (maps.ndim - 1))).half(), scale
 
 
