@@ -1,0 +1,210 @@
+"""Running a model up to a layer and from it: capture its activation, or put points in its place.
+
+Nothing before the layer ever needs a gradient, so gradients are switched on *by the hook at the layer*, where the
+activation becomes a leaf. Everything that is hooked here is unhooked by a context manager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Forward = Callable[[Tensor], Any]
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The tensor of a layer's output: itself, or the first one in a tuple, list or mapping."""
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def _with_first_tensor(output: Any, tensor: Tensor) -> Any:
+    """The same output with its first tensor replaced."""
+    if isinstance(output, Tensor):
+        return tensor
+    if isinstance(output, Mapping):
+        key = next(k for k, value in output.items() if isinstance(value, Tensor))
+        return type(output)({**output, key: tensor})  # type: ignore[call-arg]
+    position = next(i for i, value in enumerate(output) if isinstance(value, Tensor))
+    values = [*output[:position], tensor, *output[position + 1 :]]
+    return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+
+
+@contextmanager
+def hooked(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
+    """Run a forward hook on ``module`` while inside."""
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class Cut:
+    """A layer of a model, and the ways to run the model around it.
+
+    Whether the layer really *is* a cut of the network (nothing bypasses it) is what :meth:`holds` finds out.
+
+    Args:
+        module: the target layer.
+        name: its name, for messages.
+        forward: from images to scores' raw material, the logits; it must call ``module`` exactly once.
+
+    """
+
+    def __init__(self, module: nn.Module, name: str, forward: Forward) -> None:
+        self.module = module
+        self.name = name
+        self._forward = forward
+        # Some models compute their backbone under their own `torch.no_grad`, and leave it switched off behind the
+        # layer unless it was on around the whole model. Found out at the first run.
+        self._grad_around = False
+
+    def capture(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the model without gradients.
+
+        Returns:
+            The activation at the layer in its own layout and precision, cloned since an in-place operation behind the
+            layer would change it, and the model's output.
+
+        Raises:
+            ValueError: where one forward pass does not call the layer exactly once.
+
+        """
+        seen: list[Tensor] = []
+
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = first_tensor(output)
+            if tensor is None:
+                raise ValueError(f"The layer {self.name!r} returns no tensor, but {type(output).__name__}.")
+            seen.append(tensor.detach().clone())
+
+        with torch.no_grad(), hooked(self.module, hook):
+            output = self._forward(images)
+        self._check_calls(len(seen))
+        return seen[0], output
+
+    def from_points(self, points: Tensor, carrier: Tensor) -> tuple[Tensor, Tensor]:
+        """Run only the part behind the layer, on a batch of points.
+
+        One *carrier* image goes through the model, and the layer's hook returns the points instead of its own output:
+        everything before the layer has cost one image.
+
+        Args:
+            points: ``(n, ...)`` activations in the layer's own layout.
+            carrier: ``(1, C, H, W)``, any image.
+
+        Returns:
+            The leaf, equal to ``points``, and the model's output for it.
+
+        """
+        leaf = points.detach().float()
+
+        def replace(output: Any) -> Any:
+            # A clone, because an in-place operation on a leaf is an error. `.to` clones only when the type changes.
+            tensor = first_tensor(output)
+            assert tensor is not None
+            return _with_first_tensor(output, leaf.clone() if tensor.dtype == leaf.dtype else leaf.to(tensor.dtype))
+
+        return self._record(carrier, lambda output: (leaf.requires_grad_(), replace(output)))
+
+    def from_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the whole model, recording from the layer on.
+
+        Returns:
+            The activation at the layer as a leaf, and the model's output.
+
+        """
+
+        def cut(output: Any) -> tuple[Tensor, Any]:
+            tensor = first_tensor(output)
+            assert tensor is not None
+            leaf = tensor.detach().float().clone().requires_grad_()
+            return leaf, _with_first_tensor(
+                output, leaf.clone() if tensor.dtype == leaf.dtype else leaf.to(tensor.dtype)
+            )
+
+        return self._record(images, cut)
+
+    def holds(self, activation: Tensor, output: Tensor, carrier: Tensor, tolerance: float = 1e-4) -> bool:
+        """Whether the layer is a cut: whether the model's output follows from the activation alone.
+
+        Args:
+            activation: ``(n, ...)``, captured at the layer.
+            output: the model's own output for the same images.
+            carrier: ``(1, C, H, W)``, an image that is none of them.
+            tolerance: largest difference, in standard deviations of the output over the images.
+
+        Returns:
+            ``False`` too where the test says nothing, because the output hardly varies over the images, and where the
+            model cannot be run so.
+
+        """
+        reference = output.detach().float().flatten(1) if output.ndim > 1 else output.detach().float()[:, None]
+        if len(reference) < 2 or not torch.isfinite(reference).all():
+            return False
+        scale = reference.std(0).max()
+        magnitude = reference.abs().max()
+        if scale <= 1e-6 * magnitude or scale == 0:
+            return False
+        # Half precision cannot agree to more digits than it has.
+        tolerance = max(tolerance, 16 * torch.finfo(output.dtype).eps * float(magnitude / scale))
+        try:
+            with torch.no_grad():
+                replayed = self.from_points(activation, carrier)[1]
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
+            return False  # the model remembers its batch size, or checks shapes: no cut for our purpose
+        if not isinstance(replayed, Tensor) or replayed.shape != output.shape:
+            return False
+        return bool((replayed.float().reshape(reference.shape) - reference).abs().max() <= tolerance * scale)
+
+    def _record(self, images: Tensor, at_layer: Callable[[Any], tuple[Tensor, Any]]) -> tuple[Tensor, Tensor]:
+        wanted = torch.is_grad_enabled()
+        while True:
+            leaves: list[Tensor] = []
+
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+                torch.set_grad_enabled(wanted)
+                leaf, replaced = at_layer(output)
+                leaves.append(leaf)  # noqa: B023  (called before the next turn of the loop)
+                return replaced
+
+            with torch.set_grad_enabled(wanted and self._grad_around), hooked(self.module, hook):
+                output = self._forward(images)
+            self._check_calls(len(leaves))
+            recorded = not wanted or (isinstance(output, Tensor) and output.requires_grad)
+            if recorded or self._grad_around:
+                return leaves[0], output
+            self._grad_around = True
+
+    def _check_calls(self, calls: int) -> None:
+        if calls != 1:
+            raise ValueError(
+                f"Expected one forward pass to call the layer {self.name!r} once, but it was called {calls} times. "
+                "Pass a `target_layer` that the model calls once, such as the block around it."
+            )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)
+
+
+def carrier_like(images: Tensor) -> Tensor:
+    """``(1, C, H, W)``: an image that is none of ``images``, of their type and range."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(images.shape[1:], generator=generator).to(images.device)
+    sample = images.detach().float()
+    low, high = sample.amin(), sample.amax()
+    return (low + (high - low) * noise)[None].to(images.dtype)

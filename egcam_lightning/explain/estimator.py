@@ -1,0 +1,472 @@
+"""Expected Grad-CAM and the family around it: from images and baselines to an :class:`Explanation`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from egcam_lightning.explain.cut import Cut, carrier_like, is_out_of_memory
+from egcam_lightning.explain.draws import Draws, sample_draws, sample_noise
+from egcam_lightning.explain.find import find_layer
+from egcam_lightning.explain.layout import Layout
+from egcam_lightning.explain.perturbation import Perturbation, Weighting, check_choice
+from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_logits, predicted_class, select_output
+from egcam_lightning.isolation import isolated
+from egcam_lightning.snapshot import Explanation, to_heatmap
+
+# Elements of the points that go through a pass at once: 64 MB of activations in float32, 16 MB of images, whose
+# activations on the way are many times larger.
+_POINT_ELEMENTS = 2**24
+_IMAGE_ELEMENTS = 2**22
+
+
+class ExpectedGradCAM:
+    """Explain which positions of an image a model's score comes from, relative to baseline images.
+
+    Expected Grad-CAM (Buono et al., *Not All CAMs Are Complete*, TMLR 2026) replaces Grad-CAM's gradient at the image
+    by its expectation over paths from baselines to the image. With the default perturbation the map is *complete*: it
+    sums to the difference between the score of the image and the mean score of the baselines, as far as the layer is a
+    cut of the network and the draws suffice; :attr:`Explanation.completeness_gap` says how far.
+
+    The model is left exactly as it was: its modes, its gradients, its buffers and every random generator.
+
+    Args:
+        model: the model. Explained in evaluation mode, whatever mode it is in.
+        target_layer: ``"auto"`` for the last layer that nothing bypasses and whose grid is at least 4x4, or a
+            module's name, or a module.
+        perturbation: where gradients are taken; ``None`` for :meth:`Perturbation.expected`.
+        weighting: ``"elementwise"`` or ``"channel"``; ``None`` for the perturbation's own.
+        num_samples: draws an image, ``S``. A multiple of the number of baselines is best. One draw is taken where all
+            would be the same.
+        seed: the draws' seed; the same seed gives the same draws at every call.
+        score: what is explained: ``"logit"``, ``"log_probability"``, ``"probability"``, ``"margin"``, or a callable
+            from (output, target ``(B,)``) to ``(B,)``.
+        output_key: key, attribute or position of the logits in the model's output; ``None`` finds the usual ones.
+        forward_fn: ``forward_fn(model, images)`` to call the model; ``None`` for ``model(images)``.
+        reshape_transform: from the layer's activation to ``(N, K, h, w)``, where its layout cannot be inferred.
+        chunk_size: points that go through the model at once; ``None`` chooses by their size. Halved, for good, when
+            memory runs out.
+
+    Raises:
+        ValueError: for ``num_samples`` or ``chunk_size`` below 1, and names that are none of the choices.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(
+        ...     nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+        ... )
+        >>> explainer = ExpectedGradCAM(model, num_samples=4)
+        >>> explanation = explainer(torch.rand(2, 3, 8, 8), baselines=torch.rand(4, 3, 8, 8), target=3)
+        >>> explanation.layer, explanation.attribution.shape, explanation.heatmap.shape
+        ('1', torch.Size([2, 8, 8]), torch.Size([2, 8, 8]))
+        >>> bool((explanation.completeness_gap < 1e-3).all())
+        True
+
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layer: str | nn.Module = "auto",
+        perturbation: Perturbation | None = None,
+        weighting: Weighting | None = None,
+        num_samples: int = 32,
+        seed: int = 0,
+        *,
+        score: ScoreName | Score = "logit",
+        output_key: str | int | None = None,
+        forward_fn: Callable[[nn.Module, Tensor], Any] | None = None,
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        chunk_size: int | None = None,
+    ) -> None:
+        for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"Expected `{name}` to be a positive integer, but got {value!r}.")
+        if weighting is not None:
+            check_choice("weighting", weighting, Weighting)
+        self.model = model
+        self.target_layer = target_layer
+        perturbation = perturbation or Perturbation.expected()
+        self.perturbation = replace(perturbation, weighting=weighting or perturbation.weighting)
+        self.num_samples = 1 if self.perturbation.single_draw else num_samples
+        self.seed = seed
+        self.score = as_score(score)
+        self.output_key = output_key
+        self.forward_fn = forward_fn
+        self.reshape_transform = reshape_transform
+        self.chunk_size = chunk_size
+        self._scores_logits = not callable(score)
+        self._found: tuple[Cut, Layout] | None = None
+        self._said_no_cut = False
+
+    @property
+    def layer(self) -> str | None:
+        """The resolved name of the target layer, once it has been looked for."""
+        return self._found[0].name if self._found else None
+
+    @property
+    def layout(self) -> Layout | None:
+        """How the layer's positions lie on the image, once it has been looked for."""
+        return self._found[1] if self._found else None
+
+    def forward(self, images: Tensor) -> Any:
+        """The model's output for ``images``, before anything is explained: the logits, as ``output_key`` finds them."""
+        output = self.model(images) if self.forward_fn is None else self.forward_fn(self.model, images)
+        return select_output(output, self.output_key)
+
+    def find(self, images: Tensor) -> str:
+        """Find the target layer, unless it has been found, and return its name.
+
+        Args:
+            images: ``(n, C, H, W)``; the first four are used.
+
+        Raises:
+            ValueError: where there is none, see :func:`~egcam_lightning.explain.find.find_layer`.
+
+        """
+        if self._found is None:
+            with isolated(self.model, seed=self.seed):
+                sample = images[:4].detach()
+                if len(sample) < 2:  # whether a layer is a cut shows only where outputs differ
+                    sample = torch.cat([sample, carrier_like(sample).flip(-1)])
+                self._found = find_layer(self.model, self.forward, sample, self.target_layer, self.reshape_transform)
+        return self._found[0].name
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        baselines: Tensor | None = None,
+        target: Tensor | int | None = None,
+        *,
+        draws: Draws | None = None,
+        image_index: Sequence[int] | None = None,
+    ) -> Explanation:
+        """Explain a batch of images.
+
+        Args:
+            inputs: ``(B, C, H, W)``, as the model takes them.
+            baselines: ``(R, C, H, W)``, on the same device; needed where the perturbation's baseline is ``"data"``.
+            target: ``(B,)`` int64, or one class for all, or ``None`` for the predicted class.
+            draws: draws to use instead of the explainer's own.
+            image_index: an index for each image, by which its draws are made; ``None`` for ``0 ... B - 1``.
+
+        Returns:
+            The explanation.
+
+        Raises:
+            ValueError: for inputs, baselines, targets or draws that do not fit the model or each other.
+
+        """
+        self._check(inputs, baselines, draws)
+        with torch.inference_mode(False), isolated(self.model, seed=self.seed):
+            # Inference tensors cannot be saved for a gradient; a clone made here is an ordinary tensor.
+            inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
+            if baselines is not None:
+                baselines = baselines.detach().clone() if baselines.is_inference() else baselines.detach()
+            self.find(inputs)
+            index = list(range(len(inputs))) if image_index is None else [int(i) for i in image_index]
+            return self._explain(inputs, baselines, target, draws, index)
+
+    def _check(self, inputs: Tensor, baselines: Tensor | None, draws: Draws | None) -> None:
+        if inputs.ndim < 4 or len(inputs) == 0:
+            raise ValueError(f"Expected `inputs` of shape (images, channels, *size), but got {tuple(inputs.shape)}.")
+        rows = 1
+        if self.perturbation.needs_baselines:
+            if baselines is None or len(baselines) == 0:
+                raise ValueError(
+                    "Expected `baselines`, images from the training data, since the perturbation's baseline is 'data'. "
+                    "Pass some, or a perturbation with baseline='zeros'."
+                )
+            if baselines.shape[1:] != inputs.shape[1:]:
+                raise ValueError(
+                    f"Expected `baselines` of the inputs' shape {tuple(inputs.shape[1:])}, but got "
+                    f"{tuple(baselines.shape[1:])}."
+                )
+            rows = len(baselines)
+        if draws is not None:
+            if draws.place.shape[1] != len(inputs):
+                raise ValueError(
+                    f"Expected draws for {len(inputs)} images, but got them for {draws.place.shape[1]} "
+                    f"(shape {tuple(draws.place.shape)}, draws first)."
+                )
+            if self.perturbation.baseline != "none" and not (
+                int(draws.baseline_index.min()) >= 0 and int(draws.baseline_index.max()) < rows
+            ):
+                raise ValueError(f"Expected `baseline_index` between 0 and {rows - 1}, the rows of the baselines.")
+
+    def _explain(
+        self,
+        inputs: Tensor,
+        baselines: Tensor | None,
+        target: Tensor | int | None,
+        draws: Draws | None,
+        image_index: list[int],
+    ) -> Explanation:
+        assert self._found is not None
+        cut, layout = self._found
+        kind = self.perturbation.baseline
+        references = {"data": baselines, "zeros": torch.zeros_like(inputs[:1]), "none": None}[kind]
+
+        activation, output = self._capture(cut, inputs)
+        targets = self._targets(output, target, len(inputs), inputs.device)
+        run = _Run(self, cut, layout, inputs, activation, targets, carrier_like(inputs))
+        if references is not None:
+            run.baseline_inputs = references
+            run.baseline_activation, baseline_output = self._capture(cut, references)
+        in_activations = self.perturbation.space == "activation"
+        is_cut = (in_activations or kind == "none") and self._is_cut(run, output)
+        if in_activations and not is_cut and not self._said_no_cut and _varies(output):
+            self._said_no_cut = True
+            warnings.warn(
+                f"The layer {cut.name!r} is not a cut of the network: something bypasses it, or the model remembers "
+                "its batch size. Paths run between images instead, which costs more and is less complete. Pass a "
+                "`target_layer` that nothing bypasses, such as the end of a stage.",
+                stacklevel=4,
+            )
+        run.from_points = in_activations and is_cut
+
+        if draws is None:
+            rows = 1 if references is None else len(references)
+            draws = sample_draws(self.num_samples, rows, image_index, self.perturbation.interval, self.seed)
+        draws = Draws(draws.baseline_index.to(inputs.device), draws.place.to(inputs.device), draws.noise)
+        maps, off_grid = run.maps(draws, image_index)
+
+        score = self._score(output, targets)
+        if references is not None:
+            pairs = draws.baseline_index.flatten()
+            scores = self._score(baseline_output[pairs], targets.repeat(len(draws.place)))
+            baseline_score = scores.view_as(draws.place).mean(0)
+        elif is_cut:
+            with torch.no_grad():
+                nothing = cut.from_points(torch.zeros_like(activation[:1]), run.carrier)[1]
+            baseline_score = self._score(nothing.expand(len(inputs), *nothing.shape[1:]), targets)
+        else:
+            baseline_score = torch.full_like(score, torch.nan)
+        attribution = maps.mean(0)
+        off_grid = off_grid.mean(0)
+        difference = score - baseline_score
+        spread = maps.std(0) if len(maps) > 1 else torch.zeros_like(attribution)
+        return Explanation(
+            attribution=attribution,
+            heatmap=to_heatmap(attribution, tuple(inputs.shape[2:])),
+            target=targets,
+            score=score,
+            baseline_score=baseline_score,
+            completeness_gap=(attribution.flatten(1).sum(1) + off_grid - difference).abs() / difference.abs(),
+            draws=maps,
+            baseline_index=draws.baseline_index
+            if references is not None
+            else torch.full_like(draws.baseline_index, -1),
+            standard_error=spread / len(maps) ** 0.5,
+            off_grid=off_grid,
+            layer=cut.name,
+        )
+
+    def _targets(self, output: Any, target: Tensor | int | None, count: int, device: torch.device) -> Tensor:
+        if target is None:
+            check_logits(output, None)
+            return predicted_class(output)
+        targets = torch.as_tensor(target, device=device)
+        if targets.is_floating_point() or targets.ndim > 1 or (targets.ndim == 1 and len(targets) != count):
+            raise ValueError(
+                f"Expected `target` to be an integer or integers of shape ({count},), but got {targets.dtype} of shape "
+                f"{tuple(targets.shape)}."
+            )
+        targets = targets.long().expand(count)
+        if self._scores_logits:
+            check_logits(output, targets)
+        return targets
+
+    def _score(self, output: Any, targets: Tensor) -> Tensor:
+        """``(n,)`` float32 scores."""
+        score = self.score(output.float() if isinstance(output, Tensor) else output, targets)
+        if not isinstance(score, Tensor) or score.shape != targets.shape:
+            seen = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise ValueError(f"Expected `score` to return one number an image, {tuple(targets.shape)}, but got {seen}.")
+        return score.float()
+
+    def _capture(self, cut: Cut, images: Tensor) -> tuple[Tensor, Tensor]:
+        activations: list[Tensor] = []
+        outputs: list[Tensor] = []
+
+        def one(chunk: slice) -> None:
+            activation, output = cut.capture(images[chunk])
+            activations.append(activation)
+            outputs.append(output)
+
+        self._in_chunks(len(images), max(1, _IMAGE_ELEMENTS // images[0].numel()), one)
+        return torch.cat(activations), torch.cat(outputs)
+
+    def _is_cut(self, run: _Run, output: Tensor) -> bool:
+        activation = run.activation
+        if len(activation) < 4 and run.baseline_activation is not None and self.perturbation.baseline == "data":
+            # Too few images to tell whether the output varies: let baselines help.
+            extra = run.baseline_activation[:4]
+            assert run.baseline_inputs is not None
+            with torch.no_grad():
+                output = torch.cat([output, self.forward(run.baseline_inputs[:4])])
+            activation = torch.cat([activation, extra])
+        return isinstance(output, Tensor) and run.cut.holds(activation, output, run.carrier)
+
+    def _in_chunks(self, total: int, size: int, work: Callable[[slice], None]) -> None:
+        """Call ``work`` on slices of ``range(total)``; halve them, for good, where memory runs out."""
+        if self.chunk_size is not None:
+            size = min(size, self.chunk_size)
+        start = 0
+        while start < total:
+            try:
+                work(slice(start, min(start + size, total)))
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                size = self.chunk_size = size // 2
+            else:
+                start += size
+                continue
+            # Outside the handler, where the failed pass is no longer referred to and its memory can be had again.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+@dataclass(eq=False)
+class _Run:
+    """What one explanation computes with."""
+
+    explainer: ExpectedGradCAM
+    cut: Cut
+    layout: Layout
+    inputs: Tensor
+    activation: Tensor
+    targets: Tensor
+    carrier: Tensor
+    baseline_inputs: Tensor | None = None
+    baseline_activation: Tensor | None = None
+    from_points: bool = False
+
+    def maps(self, draws: Draws, image_index: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The signed map ``(S, B, h, w)`` and the off-grid attribution ``(S, B)`` of every draw."""
+        samples, images = draws.place.shape
+        maps = torch.empty(samples * images, *self.layout.grid, device=self.inputs.device)
+        off_grid = torch.zeros(samples * images, device=self.inputs.device)
+        base = self.activation if self.from_points else self.inputs
+        budget = _POINT_ELEMENTS if self.from_points else _IMAGE_ELEMENTS
+        image = torch.arange(images, device=self.inputs.device).repeat(samples)
+        baseline, place = draws.baseline_index.flatten(), draws.place.flatten().float()
+
+        def one(chunk: slice) -> None:
+            rows, columns = image[chunk], baseline[chunk]
+            noise = self._noise(draws, chunk, base, image_index)
+            points = self._points(rows, columns, place[chunk], noise)
+            with torch.enable_grad():
+                if self.from_points:
+                    leaf, output = self.cut.from_points(points, self.carrier)
+                else:
+                    leaf, output = self.cut.from_images(points)
+                score = self.explainer._score(output, self.targets[rows])
+                (gradient,) = torch.autograd.grad(score.sum(), leaf)
+            maps[chunk], off_grid[chunk] = self._weigh(gradient, self._difference(rows, columns))
+
+        self.explainer._in_chunks(samples * images, max(1, budget // base[0].numel()), one)
+        return maps.view(samples, images, *self.layout.grid), off_grid.view(samples, images)
+
+    def _points(self, rows: Tensor, columns: Tensor, place: Tensor, noise: Tensor | None) -> Tensor:
+        """The perturbed activations or images of a chunk of draws."""
+        values = self.activation if self.from_points else self.inputs
+        origin = self.baseline_activation if self.from_points else self.baseline_inputs
+        points = values[rows].float()
+        if origin is not None:
+            start = origin[columns].float()
+            points = start + place.view(-1, *[1] * (points.ndim - 1)) * (points - start)
+        if noise is not None:
+            points = points + self.explainer.perturbation.noise * self._deviation(values)[rows] * noise
+        if self.from_points:
+            return points
+        if not self.inputs.is_floating_point():  # images of whole numbers, which the model itself normalises
+            points = points.round()
+        return points.to(self.inputs.dtype)
+
+    def _difference(self, rows: Tensor, columns: Tensor) -> Tensor:
+        difference = self.activation[rows].float()
+        if self.baseline_activation is not None:
+            difference = difference - self.baseline_activation[columns].float()
+        return difference
+
+    def _deviation(self, values: Tensor) -> Tensor:
+        """The standard deviation over positions, for each image and channel, ready to be broadcast."""
+        values = values.float()
+        if not self.from_points or not self.layout.channels_last:
+            positions = list(range(2, values.ndim))
+        else:
+            positions = list(range(1, values.ndim - 1))
+        return values.std(positions, correction=0, keepdim=True)
+
+    def _noise(self, draws: Draws, chunk: slice, base: Tensor, image_index: Sequence[int]) -> Tensor | None:
+        if draws.noise is not None:
+            return draws.noise.flatten(0, 1)[chunk].to(base.device)
+        if self.explainer.perturbation.noise == 0:
+            return None
+        pairs = range(chunk.start, chunk.stop)
+        count = len(image_index)
+        images, samples = [image_index[p % count] for p in pairs], [p // count for p in pairs]
+        return sample_noise(base.shape[1:], images, samples, self.explainer.seed).to(base.device)
+
+    def _weigh(self, gradient: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn gradients and differences into signed maps ``(n, h, w)`` and off-grid attribution ``(n,)``."""
+        if self.explainer.perturbation.weighting == "elementwise":
+            product = gradient * difference
+            maps = self.layout.to_grid(product).sum(1)
+        else:
+            weights, placed = self.layout.to_grid(gradient), self.layout.to_grid(difference)
+            maps = (weights.flatten(2).mean(2).view(*weights.shape[:2], *[1] * len(self.layout.grid)) * placed).sum(1)
+        if self.layout.covers_all:
+            return maps, maps.new_zeros(len(maps))
+        product = gradient * difference
+        placed_sum = self.layout.to_grid(product).flatten(1).sum(1)
+        return maps, product.flatten(1).sum(1) - placed_sum
+
+
+def expected_gradcam(
+    model: nn.Module,
+    inputs: Tensor,
+    baselines: Tensor | None = None,
+    target: Tensor | int | None = None,
+    target_layer: str | nn.Module = "auto",
+    **kwargs: Any,
+) -> Explanation:
+    """Explain a batch of images in one call: :class:`ExpectedGradCAM`, built and used once.
+
+    Args:
+        model: the model.
+        inputs: ``(B, C, H, W)``, as the model takes them.
+        baselines: ``(R, C, H, W)``, images from the training data.
+        target: ``(B,)`` int64, one class for all, or ``None`` for the predicted class.
+        target_layer: ``"auto"``, a module's name, or a module.
+        **kwargs: any other argument of :class:`ExpectedGradCAM`.
+
+    Returns:
+        The explanation.
+
+    Raises:
+        ValueError: as :class:`ExpectedGradCAM` does.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> expected_gradcam(model, torch.rand(2, 1, 8, 8), torch.rand(4, 1, 8, 8), target=1).draws.shape
+        torch.Size([32, 2, 8, 8])
+
+    """
+    return ExpectedGradCAM(model, target_layer, **kwargs)(inputs, baselines, target)
+
+
+def _varies(output: Any) -> bool:
+    """Whether a model's output depends on the image at all, which a head initialised to zero keeps it from."""
+    return isinstance(output, Tensor) and len(output) > 1 and bool((output != output[:1]).any())

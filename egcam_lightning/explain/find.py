@@ -1,0 +1,245 @@
+"""Finding the target layer: by name, as a module, or by looking for the last cut of the network."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from egcam_lightning.explain.cut import Cut, Forward, carrier_like, first_tensor
+from egcam_lightning.explain.layout import Layout, infer_layout
+
+_MIN_SIDE = 4
+_POOLING = (
+    *(getattr(nn, f"{kind}Pool{n}d") for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg", "LP") for n in (1, 2, 3)),
+    nn.FractionalMaxPool2d,
+    nn.FractionalMaxPool3d,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A module whose output has a grid, as one forward pass saw it."""
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, ...]
+    layout: Layout
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.shape}"
+
+
+def clean_name(name: str) -> str:
+    """A module's name without what ``torch.compile`` puts into it."""
+    return name.replace("_orig_mod.", "").replace("._orig_mod", "")
+
+
+def find_layer(
+    model: nn.Module,
+    forward: Forward,
+    images: Tensor,
+    target_layer: str | nn.Module = "auto",
+    reshape_transform: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Cut, Layout]:
+    """Resolve the target layer, and how its activation lies on the image.
+
+    ``"auto"`` runs the model once and takes the last *cut* of the network (a layer that nothing bypasses) whose
+    output has a grid of at least 4x4, that is no pooling layer, and on whose positions the output depends: the last
+    blocks of a vision transformer are cuts too, but behind the last one only the class token counts.
+
+    Args:
+        model: where names are looked up.
+        forward: from images to the output that is explained.
+        images: ``(n, C, H, W)``, two to four are enough.
+        target_layer: ``"auto"``, a module's name, or a module of ``model``.
+        reshape_transform: from the layer's activation to ``(N, K, h, w)``, where the layout cannot be inferred.
+
+    Returns:
+        The layer and its layout.
+
+    Raises:
+        ValueError: for a name or module that the model does not have, a layer that is not called exactly once or has
+            no grid; the message lists the layers that would do.
+
+    """
+    candidates, logits, head = _observe(model, forward, images)
+    if isinstance(target_layer, str) and target_layer == "auto":
+        return _last_cut(candidates, forward, images, logits, head)
+    name, module = _resolve(model, target_layer, candidates)
+    cut = Cut(module, name, forward)
+    activation, _ = cut.capture(images)
+    return cut, _layout_of(activation, images, name, reshape_transform)
+
+
+def _layout_of(activation: Tensor, images: Tensor, name: str, transform: Callable[[Tensor], Tensor] | None) -> Layout:
+    size = images.shape[2:]
+    if transform is not None:
+        placed = transform(activation)
+        if not isinstance(placed, Tensor) or placed.ndim != images.ndim or len(placed) != len(activation):
+            shape = tuple(placed.shape) if isinstance(placed, Tensor) else type(placed).__name__
+            raise ValueError(
+                f"Expected `reshape_transform` to give {images.ndim} dimensions (images, channels, *grid), but from "
+                f"{tuple(activation.shape)} it made {shape}."
+            )
+        return Layout(tuple(placed.shape[2:]), transform=transform)
+    layout = infer_layout(activation.shape[1:], size)
+    if layout is None:
+        raise ValueError(
+            f"The output of layer {name!r} has the shape {tuple(activation.shape)}, from which no grid over an image "
+            f"of {tuple(size)} can be read. Pass `reshape_transform`, a function from this shape to (images, channels, "
+            "height, width), or another `target_layer`."
+        )
+    return layout
+
+
+def _resolve(model: nn.Module, target: str | nn.Module, candidates: Sequence[Candidate]) -> tuple[str, nn.Module]:
+    modules = {clean_name(name): module for name, module in model.named_modules() if name}
+    if isinstance(target, nn.Module):
+        for name, module in modules.items():
+            if module is target:
+                return name, module
+        raise ValueError(
+            f"The `target_layer` {type(target).__name__} is not a module of the model. {_choices(candidates)}"
+        )
+    name = clean_name(target)
+    if name in modules:
+        return name, modules[name]
+    close = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    raise ValueError(f"The model has no layer {target!r}.{hint} {_choices(candidates)}")
+
+
+def _choices(candidates: Sequence[Candidate]) -> str:
+    shown = [str(candidate) for candidate in candidates[-12:]]
+    return f"Layers with a grid, the last ones of {len(candidates)}: {', '.join(shown)}." if shown else ""
+
+
+def _observe(
+    model: nn.Module, forward: Forward, images: Tensor
+) -> tuple[list[Candidate], Tensor | None, nn.Module | None]:
+    """Run the model once and list the modules that might serve, in the order in which they finish.
+
+    Where several modules return the same tensor (a block and the container around it), the last one stands for all.
+
+    Returns:
+        The candidates, the logits, and the *head*: the last module whose input varies over the images while its output
+        does not, as that of a layer initialised to zero; ``None`` where the logits vary.
+
+    """
+    outputs: dict[nn.Module, list[Any]] = {}
+    head: nn.Module | None = None
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal head
+        tensor = first_tensor(output)
+        outputs.setdefault(module, []).append(tensor)
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and _varies(first_tensor(inputs)):
+            head = None if _varies(tensor) else module
+
+    names = {module: clean_name(name) for name, module in reversed(list(model.named_modules()))}
+    handles = [module.register_forward_hook(hook) for module in names]
+    try:
+        with torch.no_grad():
+            logits = forward(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    pooled = {id(t) for module, ts in outputs.items() if isinstance(module, _POOLING) for t in ts}
+    by_tensor: dict[int, Candidate] = {}
+    # A module enters `outputs` when it *first* finishes; only those called once are kept, so the order is right.
+    classes = logits.shape[1] if isinstance(logits, Tensor) and logits.ndim > 1 else None
+    for module, tensors in outputs.items():
+        tensor = tensors[0]
+        if len(tensors) != 1 or tensor is None or not names[module]:
+            continue
+        if id(tensor) in pooled or tensor is logits or not tensor.is_floating_point():
+            continue
+        if tensor.ndim < 3 or len(tensor) != len(images):
+            continue
+        layout = infer_layout(tensor.shape[1:], images.shape[2:])
+        if layout is None or max(layout.grid) == 1:
+            continue
+        # A map a class is the model's own output before it is pooled or resized.
+        if layout.to_grid(tensor).shape[1] != classes:
+            by_tensor.pop(id(tensor), None)
+            by_tensor[id(tensor)] = Candidate(names[module], module, tuple(tensor.shape[1:]), layout)
+    return list(by_tensor.values()), logits if isinstance(logits, Tensor) else None, head
+
+
+def _varies(tensor: Tensor | None) -> bool:
+    return tensor is not None and bool((tensor != tensor[:1]).any())
+
+
+def _input_of(head: nn.Module, forward: Forward) -> Forward:
+    """The model up to what ``head`` is given, which tells images apart where the output does not yet."""
+
+    def run(images: Tensor) -> Tensor | None:
+        seen: list[Tensor | None] = []
+        handle = head.register_forward_pre_hook(lambda _module, inputs: seen.append(first_tensor(inputs)))
+        try:
+            forward(images)
+        finally:
+            handle.remove()
+        return seen[-1]
+
+    return run
+
+
+def _last_cut(
+    candidates: Sequence[Candidate],
+    forward: Forward,
+    images: Tensor,
+    logits: Tensor | None,
+    head: nn.Module | None,
+) -> tuple[Cut, Layout]:
+    if not candidates:
+        raise ValueError(
+            "No layer of the model has an output with a grid over the image. Pass `target_layer`, and "
+            "`reshape_transform` where its output is laid out in a way of its own."
+        )
+    if logits is None:
+        raise ValueError("Expected the model's output to be a tensor of logits. Pass `output_key` or `forward_fn`.")
+    wide = [c for c in candidates if min(c.layout.grid) >= _MIN_SIDE]
+    narrow = sorted((c for c in candidates if c not in wide), key=lambda c: -_cells(c))
+    carrier = carrier_like(images)
+    evidence = forward if head is None else _input_of(head, forward)
+    for candidate in [*reversed(wide), *narrow]:
+        if _serves(Cut(candidate.module, candidate.name, evidence), candidate.layout, images, carrier):
+            if candidate in narrow:
+                warnings.warn(
+                    f"No layer that nothing bypasses has a grid of {_MIN_SIDE}x{_MIN_SIDE}; taking {candidate}, the "
+                    "largest there is. Maps will be coarse: use larger images or pass `target_layer`.",
+                    stacklevel=2,
+                )
+            return Cut(candidate.module, candidate.name, forward), candidate.layout
+    last = wide[-1] if wide else narrow[0]
+    warnings.warn(
+        f"No layer was found that nothing bypasses (or the model's output is constant so far); taking the last one "
+        f"with a grid, {last}. Pass `target_layer` to choose.",
+        stacklevel=2,
+    )
+    return Cut(last.module, last.name, forward), last.layout
+
+
+def _cells(candidate: Candidate) -> int:
+    cells = 1
+    for side in candidate.layout.grid:
+        cells *= side
+    return cells
+
+
+def _serves(cut: Cut, layout: Layout, images: Tensor, carrier: Tensor) -> bool:
+    """Whether the layer is a cut, and the output depends on positions that have a place on the image."""
+    activation, output = cut.capture(images)
+    if not cut.holds(activation, output, carrier):
+        return False
+    with torch.enable_grad():
+        leaf, output = cut.from_points(activation, carrier)
+        (gradient,) = torch.autograd.grad(output.float().square().sum(), leaf)
+    return bool(layout.to_grid(gradient).any())
