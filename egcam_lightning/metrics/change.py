@@ -1,0 +1,139 @@
+"""Metrics that compare maps with each other: over time, and over images."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics.utilities.data import dim_zero_cat
+
+from egcam_lightning.metrics._base import ExplanationMetric, MeanOverImages
+from egcam_lightning.metrics.functional._maps import check_target
+from egcam_lightning.metrics.functional.agreement import consensus_of, directions
+from egcam_lightning.metrics.functional.drift import centre_shift, rank_drift, ssim_drift, top_iou_drift
+
+_DISTANCES = {"rank": rank_drift, "ssim": ssim_drift, "top_iou": top_iou_drift, "centre": centre_shift}
+
+
+class ExplanationDrift(MeanOverImages):
+    """Mean distance between the maps of the same images at two times; lower is steadier.
+
+    Drift alone does not say whether anything changed: compare it, image by image, with
+    :func:`~egcam_lightning.metrics.functional.noise_floor`.
+
+    Range: [0, 2] for ``"rank"`` (1 is unrelated) and ``"ssim"``, [0, 1] for ``"top_iou"`` and ``"centre"``. Bit-equal
+    maps have 0, and 1 is the value where just one of two maps is constant. Cost: none.
+
+    Args:
+        distance: ``"rank"`` for 1 - Spearman's rank correlation, ``"ssim"`` for 1 - structural similarity,
+            ``"top_iou"`` for 1 - intersection over union of the top fifth of the cells, ``"centre"`` for the shift of
+            the centre of mass as a share of the diagonal.
+        kwargs: those of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        skipped: how many images had a map that is not finite (or a grid too small for ``"ssim"``), and were left out.
+
+    Raises:
+        ValueError: where the distance is none of these.
+
+    Example:
+        >>> import torch
+        >>> metric = ExplanationDrift()
+        >>> metric.update(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[3.0, 2.0, 1.0]]]))
+        >>> metric.compute()
+        tensor(2.)
+
+    """
+
+    higher_is_better: bool = False
+
+    def __init__(self, distance: Literal["rank", "ssim", "top_iou", "centre"] = "rank", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if distance not in _DISTANCES:
+            raise ValueError(f"distance must be one of {', '.join(map(repr, _DISTANCES))}, got {distance!r}.")
+        self.distance = distance
+
+    def update(self, attribution: Tensor, reference: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            attribution: ``(B, h, w)``, signed.
+            reference: ``(B, h, w)``, the signed maps of the same images and targets to compare with.
+
+        """
+        values = _DISTANCES[self.distance](attribution, reference)
+        self._add(attribution.new_full((len(attribution),), math.nan) if values is None else values)
+
+
+class ExplanationConsensus(ExplanationMetric):
+    """Mean cosine similarity of the positive maps of images with different targets.
+
+    Near 1 where the model looks at one place whatever the picture shows. See
+    :func:`~egcam_lightning.metrics.functional.consensus` for what it can and cannot tell, and
+    :func:`~egcam_lightning.metrics.functional.consensus_null` for what to compare it with.
+
+    Range: [0, 1]; an alarm when it is high, but an all-different model is not the aim either. Cost: none.
+
+    Args:
+        kwargs: those of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        vectors: the maps as unit vectors, kept until ``reset``: ``h * w`` numbers an image.
+        targets: their classes.
+        skipped: how many maps had nothing positive or something that is not finite, and were left out.
+
+    Example:
+        >>> import torch
+        >>> metric = ExplanationConsensus()
+        >>> metric.update(torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]]), torch.tensor([0, 1, 2]))
+        >>> metric.compute()
+        tensor(0.3333)
+
+    """
+
+    higher_is_better: bool = False
+    is_differentiable: bool = True
+    plot_upper_bound: float | None = 1.0
+
+    vectors: list[Tensor] | Tensor
+    targets: list[Tensor] | Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Both flat and both floats: a rank without any image joins the others with an empty tensor of that kind only.
+        self.add_state("vectors", [], dist_reduce_fx="cat")
+        self.add_state("targets", [], dist_reduce_fx="cat")
+
+    def update(self, attribution: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            attribution: ``(B, h, w)``; negative values count as 0. The grid is the same in every batch.
+            target: ``(B,)`` int64, the explained class.
+
+        """
+        vectors = directions(attribution).float()
+        target = check_target(target, len(vectors))
+        usable = (vectors > 0).any(1)
+        self.skipped = self.skipped + (~usable).sum()
+        if not bool(usable.any()):
+            return
+        assert isinstance(self.vectors, list)
+        assert isinstance(self.targets, list)
+        if self.vectors and self.vectors[0].numel() != self.targets[0].numel() * vectors.shape[1]:
+            raise ValueError(
+                f"all maps must be of one grid, got {vectors.shape[1]} cells after "
+                f"{self.vectors[0].numel() // self.targets[0].numel()}; explain every batch at the same layer and size."
+            )
+        self.vectors.append(vectors[usable].flatten())
+        self.targets.append(target[usable].float())
+
+    def compute(self) -> Tensor:
+        """Give the consensus, a scalar; NaN where no two maps have different targets."""
+        if len(self.targets) == 0:
+            return torch.tensor(math.nan, device=self.device)
+        targets = dim_zero_cat(self.targets)
+        value = consensus_of(dim_zero_cat(self.vectors).view(len(targets), -1), targets) if len(targets) else None
+        return torch.tensor(math.nan, device=self.device) if value is None else value

@@ -1,0 +1,152 @@
+"""Metrics of the map alone, and of the map beside a mask."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from egcam_lightning.metrics._base import MeanOverImages
+from egcam_lightning.metrics.functional.concentration import complexity, sparseness
+from egcam_lightning.metrics.functional.localization import pointing_game, relevance_mass
+
+
+class Complexity(MeanOverImages):
+    """Entropy of the positive map, as a share of the largest it can have; lower is simpler.
+
+    Range: [0, 1], 1 is a uniform map and 0 a single cell. Cost: none. Paper: Bhatt et al., *Evaluating and Aggregating
+    Feature-based Model Explanations*, IJCAI 2020.
+
+    Args:
+        kwargs: those of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        skipped: how many maps had nothing positive or something that is not finite, and were left out.
+
+    Example:
+        >>> import torch
+        >>> metric = Complexity()
+        >>> metric.update(torch.tensor([[[1.0, 1.0]], [[1.0, 0.0]]]))
+        >>> metric.compute()
+        tensor(0.5000)
+
+    """
+
+    higher_is_better: bool = False
+    is_differentiable: bool = True
+    plot_upper_bound: float | None = 1.0
+
+    def update(self, attribution: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            attribution: ``(B, h, w)``; negative values count as 0.
+
+        """
+        self._add(complexity(attribution))
+
+
+class Sparseness(MeanOverImages):
+    """Gini index of the positive map; higher is sparser.
+
+    Range: [0, 1), 0 is a uniform map and ``1 - 1 / (h * w)`` a single cell. Cost: none. Paper: Chalasani et al.,
+    *Concise Explanations of Neural Networks using Adversarial Training*, ICML 2020.
+
+    Args:
+        kwargs: those of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        skipped: how many maps had nothing positive or something that is not finite, and were left out.
+
+    Example:
+        >>> import torch
+        >>> metric = Sparseness()
+        >>> metric.update(torch.tensor([[[1.0, 1.0]], [[1.0, 0.0]]]))
+        >>> metric.compute()
+        tensor(0.2500)
+
+    """
+
+    higher_is_better: bool = True
+    is_differentiable: bool = True
+    plot_upper_bound: float | None = 1.0
+
+    def update(self, attribution: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            attribution: ``(B, h, w)``; negative values count as 0.
+
+        """
+        self._add(sparseness(attribution))
+
+
+class RelevanceMass(MeanOverImages):
+    """Share of the positive relevance that lies inside the mask; higher is better.
+
+    Range: [0, 1]; a uniform map has the share of the image that the mask covers. Cost: none. Paper: Arras et al.,
+    *CLEVR-XAI: A Benchmark Dataset for the Ground Truth Evaluation of Neural Network Explanations*, Information Fusion
+    2022.
+
+    Args:
+        kwargs: those of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        skipped: how many images had an empty mask, or a map with nothing positive or something that is not finite, and
+            were left out.
+
+    Example:
+        >>> import torch
+        >>> metric = RelevanceMass()
+        >>> metric.update(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]]))
+        >>> metric.compute()
+        tensor(0.7500)
+
+    """
+
+    higher_is_better: bool = True
+    is_differentiable: bool = True
+    plot_upper_bound: float | None = 1.0
+
+    def update(self, attribution: Tensor, mask: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            attribution: ``(B, h, w)``; negative values count as 0.
+            mask: ``(B, H, W)`` boolean, at least as large as the maps.
+
+        """
+        self._add(relevance_mass(attribution, mask))
+
+
+class PointingGame(MeanOverImages):
+    """Share of the images whose map has its peak inside the mask; higher is better.
+
+    Range: [0, 1]. Cost: none. Paper: Zhang et al., *Top-down Neural Attention by Excitation Backprop*, IJCV 2018. See
+    :func:`~egcam_lightning.metrics.functional.pointing_game` for ties; a map with nothing positive is a miss.
+
+    Args:
+        kwargs: those of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        skipped: how many images had an empty mask or a map that is not finite, and were left out.
+
+    Example:
+        >>> import torch
+        >>> metric = PointingGame()
+        >>> metric.update(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]]))
+        >>> metric.compute()
+        tensor(1.)
+
+    """
+
+    higher_is_better: bool = True
+    plot_upper_bound: float | None = 1.0
+
+    def update(self, attribution: Tensor, mask: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            attribution: ``(B, h, w)``; negative values count as 0.
+            mask: ``(B, H, W)`` boolean, at least as large as the maps.
+
+        """
+        self._add(pointing_game(attribution, mask))
