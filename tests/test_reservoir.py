@@ -101,6 +101,10 @@ def test_merged_reservoirs_are_one_uniform_sample_and_can_go_on(later: int) -> N
             merged.update(image[None])
         samples.append(held(merged))
     assert uniformity(samples, len(images)) > 0.01
+    # The same for one group, those that came after the merge: a wrong threshold to enter moves them all one way.
+    late = sum(image >= sum(lengths) for sample in samples for image in sample)
+    joint = hypergeom(len(images), later, SIZE)
+    assert abs(late - len(samples) * joint.mean()) <= 2.6 * (len(samples) * joint.var()) ** 0.5
 
 
 def test_merging_reads_only_and_moves_no_part() -> None:
