@@ -1,0 +1,39 @@
+"""PNG files beside the run, for loggers that show no pictures."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from egcam_lightning._files import replace_file
+
+if TYPE_CHECKING:
+    from egcam_lightning.render import Pictures
+    from egcam_lightning.snapshot import History, Snapshot
+
+
+class FileSink:
+    """One PNG file a snapshot, ``panels/epoch=0003-step=000120.png`` in the run folder.
+
+    Args:
+        logger: unused; files need no logger.
+        run_dir: the folder of the run.
+        prefix: unused; the run folder has it.
+
+    """
+
+    def __init__(self, logger: Any, run_dir: Path, prefix: str) -> None:
+        self.folder = Path(run_dir) / "panels"
+
+    def log_snapshot(self, snapshot: Snapshot, history: History, pictures: Pictures) -> None:
+        """Write the sheet of all panels."""
+        from PIL import Image
+
+        buffer = BytesIO()
+        Image.fromarray(pictures.sheet()).save(buffer, "PNG")
+        name = f"epoch={snapshot.epoch:04d}-step={snapshot.step:06d}.png"
+        replace_file(self.folder / name, buffer.getvalue())
+
+    def log_page(self, path: Path) -> None:
+        """Nothing to do: the page is a file already."""

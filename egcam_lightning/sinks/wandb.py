@@ -1,0 +1,157 @@
+"""Pictures in Weights & Biases.
+
+============================  =====================================================================================
+key                           what it shows
+============================  =====================================================================================
+``egcam/panels``              a slider over the steps: picture, heat over it, signed map
+``egcam/overlays``            the pictures with the heat as masks that can be switched on and off, level by level
+``egcam/table``               a row an image and snapshot, to sort and group
+``egcam/timeline``            the timeline page
+============================  =====================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from egcam_lightning.render import HEAT_LEVELS
+
+if TYPE_CHECKING:
+    from egcam_lightning.render import Pictures
+    from egcam_lightning.snapshot import History, Snapshot
+
+# A list of images under one key holds no more.
+_MOST = 108
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "image",
+    "picture",
+    "overlay",
+    "explained",
+    "predicted",
+    "label",
+    "correct",
+    "score",
+    "baseline_score",
+    "completeness_gap",
+    "drift_previous",
+    "drift_reference",
+    "noise_floor",
+)
+
+
+class WandbSink:
+    """Panels, overlays, a growing table, the page, and alerts.
+
+    Everything goes through the logger, which puts the step where W&B has the x axis of Lightning's own values.
+
+    Args:
+        logger: a ``WandbLogger``.
+        run_dir: unused.
+        prefix: the prefix of the keys.
+
+    Attributes:
+        max_pictures: pictures are uploaded, and storage there is what people pay for, so that past this many in a
+            run no more are sent, with one warning; numbers and the page, which holds every snapshot, go on. The
+            default is enough for 300 snapshots of 16 images; ``WandbSink.max_pictures = None`` lifts it.
+
+    """
+
+    max_pictures: int | None = 20_000
+
+    def __init__(self, logger: Any, run_dir: Path, prefix: str) -> None:
+        self.logger = logger
+        self.prefix = prefix
+        self._table: Any = None
+        self._step: int | None = None
+        self._warned = False
+
+    def log_snapshot(self, snapshot: Snapshot, history: History, pictures: Pictures) -> None:
+        """Send panels under one key, overlays under a second, and new rows of the table."""
+        import wandb
+
+        self._step = snapshot.step
+        count = min(len(pictures.panels), _MOST)
+        # A panel, an overlay and two pictures in the table; the history counts the snapshots before a resume too.
+        if self.max_pictures is not None and 4 * count * len(history) > self.max_pictures:
+            self._warn(len(history) - 1)
+            return
+        captions = pictures.captions[:count]
+        self.logger.log_image(
+            f"{self.prefix}/panels", list(pictures.panels[:count]), step=snapshot.step, caption=captions
+        )
+        overlays = [
+            wandb.Image(pictures.pictures[i], caption=captions[i], masks=_masks(pictures, i)) for i in range(count)
+        ]
+        # One table for the whole run: each call sends the rows that are new.
+        if self._table is None:
+            self._table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
+        for row in _rows(snapshot, history, pictures, count):
+            self._table.add_data(*row)
+        self.logger.log_metrics(
+            {f"{self.prefix}/overlays": overlays, f"{self.prefix}/table": self._table}, step=snapshot.step
+        )
+        # The table keeps its rows, and with them every picture, for as long as the run lasts.
+        for row in self._table.data:
+            row.clear()
+
+    def log_page(self, path: Path) -> None:
+        """Send the timeline page."""
+        import wandb
+
+        self.logger.log_metrics({f"{self.prefix}/timeline": wandb.Html(str(path))}, step=self._step)
+
+    def alert(self, title: str, text: str) -> None:
+        """Send an alert to whoever follows the run.
+
+        Args:
+            title: what happened, in a few words.
+            text: the values.
+
+        """
+        self.logger.experiment.alert(title=title, text=text)
+
+    def _warn(self, sent: int) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self.max_pictures} pictures are the most that are sent to W&B in one run, and {sent} snapshots "
+                "came to that: no more pictures are sent; numbers and the timeline page go on. To send all, set "
+                "egcam_lightning.sinks.wandb.WandbSink.max_pictures = None, or take snapshots less often.",
+                stacklevel=3,
+            )
+
+
+def _masks(pictures: Pictures, index: int) -> dict[str, Any]:
+    masks = {"heat": {"mask_data": pictures.levels[index], "class_labels": {0: "cool", **HEAT_LEVELS}}}
+    if pictures.objects is not None:
+        masks["object"] = {"mask_data": pictures.objects[index], "class_labels": {0: "background", 1: "object"}}
+    return masks
+
+
+def _rows(snapshot: Snapshot, history: History, pictures: Pictures, count: int) -> list[list[Any]]:
+    """The rows of :data:`COLUMNS` for the first ``count`` images."""
+    import wandb
+
+    probe = history.probe
+    columns: dict[str, list[Any]] = {
+        "epoch": [snapshot.epoch] * count,
+        "step": [snapshot.step] * count,
+        "image": list(range(count)),
+        "picture": [wandb.Image(picture) for picture in pictures.pictures[:count]],
+        "overlay": [wandb.Image(picture) for picture in pictures.blended[:count]],
+        "explained": [probe.name(k) for k in snapshot.target.tolist()],
+        "predicted": [probe.name(k) if k >= 0 else None for k in snapshot.prediction.tolist()],
+        "label": [None] * count if probe.labels is None else [probe.name(k) for k in probe.labels.tolist()],
+        "correct": [right for _, _, right in pictures.notes],
+    }
+    for name in COLUMNS[len(columns) :]:
+        values = getattr(snapshot, name)
+        numbers = [math.nan] * count if values is None else values.tolist()
+        columns[name] = [number if math.isfinite(number) else None for number in numbers]
+    return [[columns[name][index] for name in COLUMNS] for index in range(count)]
