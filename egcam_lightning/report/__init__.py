@@ -1,1 +1,104 @@
-"""Placeholder."""
+"""The timeline: a history in, one self-contained HTML page out.
+
+The page needs no network and no server. Maps travel as numbers at the layer's resolution and are drawn in the browser
+over one copy of each picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from egcam_lightning.report.payload import build_payload
+from egcam_lightning.report.summary import summarise
+from egcam_lightning.snapshot import History
+
+__all__ = ["build_report"]
+
+_ASSETS = Path(__file__).parent / "assets"
+_SCRIPTS = ("maps.js", "charts.js", "rows.js", "page.js")
+
+
+def build_report(
+    history: History | Sequence[History], path: str | os.PathLike[str], *, names: Sequence[str] | None = None
+) -> Path:
+    """Write the page of one run, or of two side by side, aligned by epoch.
+
+    The file appears whole or not at all, so the page can be reloaded while training goes on. The time it takes is
+    linear in the number of snapshots.
+
+    Args:
+        history: one history, or a sequence of one or two.
+        path: where the page goes; its folder is made where it is missing.
+        names: a name for each run; by default ``"run"``, or ``"run A"`` and ``"run B"``.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: for no history or more than two, for names that do not match them in number, and for maps or
+            images of a shape that cannot be shown.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from egcam_lightning.snapshot import History, ProbeImages
+        >>> nothing_yet = History(ProbeImages(torch.zeros(2, 8, 8, 3, dtype=torch.uint8)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page = build_report(nothing_yet, Path(folder) / "report.html")
+        ...     "No snapshot has been taken yet" in page.read_text(encoding="utf-8")
+        True
+
+    """
+    histories = [history] if isinstance(history, History) else list(history)
+    if not 1 <= len(histories) <= 2:
+        raise ValueError(f"Got {len(histories)} histories; a page shows one run or two: build_report([a, b], path).")
+    names = list(names) if names is not None else (["run"] if len(histories) == 1 else ["run A", "run B"])
+    if len(names) != len(histories):
+        raise ValueError(f"Got {len(names)} names for {len(histories)} histories; pass one name a run.")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its goal, since a rename is atomic only within one file system.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(_render(histories, names), encoding="utf-8", newline="\n")
+        os.replace(partial, path)  # noqa: PTH105
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _render(histories: list[History], names: list[str]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # `tojson` writes <, > and & as \u003c and so on: no text of the user's can close the script element.
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    style = (_ASSETS / "page.css").read_text(encoding="utf-8")
+    script = "\n".join((_ASSETS / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    return environment.get_template("page.html.jinja").render(
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        names=names,
+        histories=histories,
+        summaries=[summarise(history) for history in histories],
+        data=build_payload(histories, names),
+        restored=all(history.probe.restored for history in histories),
+        same_images=len({history.probe.fingerprint for history in histories}) == 1,
+    )
+
+
+def _hash(text: str) -> str:
+    """What the page's content security policy names: the browser runs this script and no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,67 @@
+"""``python -m egcam_lightning.report RUN_DIR [RUN_DIR2] [-o OUT]``: build the page again from the history."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from egcam_lightning.report import build_report
+from egcam_lightning.snapshot import History
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read one or two histories and write their page.
+
+    Args:
+        argv: the command line without the program's name; by default the process's own.
+
+    """
+    parser = argparse.ArgumentParser(prog="python -m egcam_lightning.report", description=main.__doc__)
+    parser.add_argument("run_dir", type=Path, nargs="+", help="one or two folders that hold a history.jsonl")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="the page to write; by default report.html in RUN_DIR, or compare.html in the first of two",
+    )
+    arguments = parser.parse_args(argv)
+    folders: list[Path] = [folder.resolve() for folder in arguments.run_dir]
+    if len(folders) > 2:
+        parser.error(f"got {len(folders)} folders; a page shows one run or two")
+    output = arguments.output or folders[0] / ("report.html" if len(folders) == 1 else "compare.html")
+    try:
+        page = build_report([History.load(folder) for folder in folders], output, names=run_names(folders))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(page)
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Name runs by what tells their folders apart.
+
+    Args:
+        folders: one or two folders.
+
+    Returns:
+        One name a folder.
+
+    Example:
+        >>> run_names([Path("logs/version_0/egcam"), Path("logs/version_1/egcam")])
+        ['version_0', 'version_1']
+        >>> run_names([Path("logs/version_0/egcam")])
+        ['version_0/egcam']
+
+    """
+    parts = [folder.parts for folder in folders]
+    if len(set(parts)) == 1:
+        return ["/".join(p[-2:]) for p in parts]
+    first, second = parts
+    shared_head = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
+    shared_tail = next((i for i, (a, b) in enumerate(zip(first[::-1], second[::-1], strict=False)) if a != b), 0)
+    names = ["/".join(p[shared_head : len(p) - shared_tail]) for p in parts]
+    return [name or folder.name for name, folder in zip(names, folders, strict=True)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""A history as the plain numbers and strings that the page draws from."""
+
+from __future__ import annotations
+
+import base64
+import io
+from bisect import bisect_right
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from egcam_lightning.report.catalogue import describe
+from egcam_lightning.snapshot import History, Snapshot
+
+#: Finer maps are averaged down to this many cells a side: more is not seen on a page, and 16 images over 100 epochs
+#: have to stay below 5 MB.
+MAX_GRID = 32
+#: Longest side of a picture on the page.
+MAX_SIDE = 448
+#: Above this a picture is stored as JPEG instead of PNG.
+MAX_PNG_BYTES = 16_000
+
+SEQUENTIAL = ("inferno", "magma", "plasma", "viridis", "cividis")
+DIVERGING = ("RdBu_r", "coolwarm", "PuOr_r", "BrBG_r")
+
+Key = tuple[int, int]
+
+
+def build_payload(histories: Sequence[History], names: Sequence[str]) -> dict[str, Any]:
+    """Turn one or two histories into what the page's script reads, ready for JSON.
+
+    Args:
+        histories: the runs, in the order in which they are shown.
+        names: a name for each.
+
+    Returns:
+        A dictionary of strings, numbers, lists and ``None`` for what is missing; its keys are those that
+        ``assets/page.js`` reads. Its size, and the time to make it, are linear in the number of snapshots.
+
+    """
+    keys = [alignment_keys(history.snapshots) for history in histories]
+    positions = sorted({key for run in keys for key in run})
+    return {
+        "positions": [_position_label(key, positions) for key in positions],
+        "metrics": describe(key for history in histories for s in history.snapshots for key in s.metrics),
+        "colormaps": {"positive": _colour_tables(SEQUENTIAL), "signed": _colour_tables(DIVERGING)},
+        "runs": [
+            _run(history, name, run_keys, positions)
+            for history, name, run_keys in zip(histories, names, keys, strict=True)
+        ],
+    }
+
+
+def alignment_keys(snapshots: Sequence[Snapshot]) -> list[Key]:
+    """Place the snapshots of a run on a time that runs share: ``(epoch, rank within the epoch, counted from its end)``.
+
+    Counted from the end, because the last snapshot of an epoch is the one that every run has. The snapshot before
+    training gets epoch -1.
+
+    Args:
+        snapshots: the snapshots of one run, oldest first.
+
+    Returns:
+        One key a snapshot, ascending where epochs are.
+
+    """
+    epochs = [-1 if s.when == "start" and i == 0 else s.epoch for i, s in enumerate(snapshots)]
+    seen: dict[int, int] = {}
+    keys = []
+    for epoch in reversed(epochs):
+        seen[epoch] = seen.get(epoch, 0) + 1
+        keys.append((epoch, -seen[epoch]))
+    return keys[::-1]
+
+
+def encode_maps(attribution: Tensor) -> tuple[bytes, Tensor, tuple[int, int]]:
+    """Store signed maps as one byte a cell, each relative to its own largest magnitude.
+
+    Args:
+        attribution: ``(N, h, w)``, signed. What is not finite becomes 0.
+
+    Returns:
+        The bytes of ``(N, h', w')`` int8 in [-127, 127]; the magnitude ``(N,)`` that 127 stands for; and
+        ``(h', w')``, at most ``MAX_GRID`` a side.
+
+    Example:
+        >>> import torch
+        >>> data, scale, grid = encode_maps(torch.tensor([[[-0.5, 2.0]]]))
+        >>> list(memoryview(data).cast("b")), scale.tolist(), grid
+        ([-32, 127], [2.0], (1, 2))
+
+    """
+    values = attribution.detach().cpu().float().nan_to_num(0.0, 0.0, 0.0)
+    height, width = (min(side, MAX_GRID) for side in values.shape[-2:])
+    if (height, width) != values.shape[-2:]:
+        values = adaptive_avg_pool2d(values, (height, width))
+    scale = values.abs().amax((1, 2))
+    relative = values / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
+    return (relative * 127).round().to(torch.int8).numpy().tobytes(), scale, (height, width)
+
+
+def encode_image(image: Tensor) -> str:
+    """Encode one picture as a data URI: PNG where that is small, which keeps small pictures exact, else JPEG.
+
+    Args:
+        image: ``(H, W, 3)`` uint8.
+
+    Returns:
+        A ``data:`` URI of a picture of at most ``MAX_SIDE`` pixels a side.
+
+    """
+    from PIL import Image
+
+    picture = Image.fromarray(image.detach().cpu().contiguous().numpy())
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    buffer, kind = io.BytesIO(), "png"
+    picture.save(buffer, "PNG", optimize=True)
+    if buffer.tell() > MAX_PNG_BYTES:
+        buffer, kind = io.BytesIO(), "jpeg"
+        picture.save(buffer, "JPEG", quality=88, subsampling=0)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def numbers(values: Tensor | None) -> list[float | None] | None:
+    """Round to six digits, which is what a float32 holds; NaN and infinity become ``None``.
+
+    Example:
+        >>> import torch
+        >>> numbers(torch.tensor([0.1, float("nan")]))
+        [0.1, None]
+
+    """
+    return None if values is None else [_number(v) for v in values.detach().cpu().tolist()]
+
+
+def significant(snapshot: Snapshot, previous: Snapshot | None) -> tuple[Tensor | None, Tensor | None]:
+    """Judge every image's drift by the larger floor of the two snapshots compared.
+
+    Args:
+        snapshot: the snapshot whose ``drift_previous`` is judged.
+        previous: the one before it, or ``None``.
+
+    Returns:
+        The floor ``(N,)`` that applies, and whether drift exceeds it, ``(N,)`` bool; ``None`` where undefined.
+
+    """
+    floor = snapshot.noise_floor
+    earlier = previous.noise_floor if previous is not None and previous.baselines == snapshot.baselines else None
+    if floor is not None and earlier is not None:
+        floor = torch.maximum(floor, earlier)
+    if floor is None or snapshot.drift_previous is None:
+        return floor, None
+    return floor, snapshot.drift_previous > floor
+
+
+def _run(history: History, name: str, keys: list[Key], positions: list[Key]) -> dict[str, Any]:
+    probe, snapshots = history.probe, history.snapshots
+    images = probe.images
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != torch.uint8:
+        raise ValueError(
+            f"The probe's images have shape {tuple(images.shape)} and type {images.dtype}; expected (N, H, W, 3) of"
+            " torch.uint8: pass pictures ready to be shown."
+        )
+    shown = {int(c) for s in snapshots for c in torch.cat([s.target, s.prediction]).tolist()}
+    labels = None if probe.labels is None else probe.labels.tolist()
+    maps: list[bytes] = []
+    rows: list[dict[str, Any]] = []
+    for index, snapshot in enumerate(snapshots):
+        if snapshot.attribution.ndim != 3 or len(snapshot.attribution) != len(images):
+            raise ValueError(
+                f"Snapshot {index} has maps of shape {tuple(snapshot.attribution.shape)} for {len(images)} images;"
+                " expected (N, h, w) with one map an image."
+            )
+        data, scale, grid = encode_maps(snapshot.attribution)
+        maps.append(data)
+        floor, moved = significant(snapshot, snapshots[index - 1] if index else None)
+        share = _number(snapshot.metrics.get("drift/significant"))
+        rows.append(
+            {
+                "epoch": snapshot.epoch,
+                "step": snapshot.step,
+                "when": snapshot.when,
+                "position": bisect_right(positions, keys[index]) - 1,
+                "grid": grid,
+                "scale": numbers(scale),
+                "target": snapshot.target.tolist(),
+                "prediction": snapshot.prediction.tolist(),
+                "score": numbers(snapshot.score),
+                "baseline": numbers(snapshot.baseline_score),
+                "gap": numbers(snapshot.completeness_gap),
+                "offGrid": numbers(snapshot.off_grid),
+                "drift": numbers(snapshot.drift_previous),
+                "reference": numbers(snapshot.drift_reference),
+                "floor": numbers(floor),
+                "moved": None if moved is None else [int(m) for m in moved.tolist()],
+                "share": share if share is not None or moved is None else _number(moved.float().mean().item()),
+                "metrics": {key: _number(value) for key, value in snapshot.metrics.items()},
+            }
+        )
+    return {
+        "name": name,
+        "layer": snapshots[-1].layer if snapshots else "",
+        "fingerprint": probe.fingerprint,
+        "restored": probe.restored,
+        "width": images.shape[2],
+        "height": images.shape[1],
+        "images": [encode_image(image) for image in images],
+        "mean": encode_image(images.float().mean(0).round().to(torch.uint8)) if len(images) else None,
+        "masks": None if probe.masks is None else [_encode_outline(mask) for mask in probe.masks],
+        "labels": labels,
+        "classes": {str(c): probe.name(c) for c in sorted(shown | set(labels or ())) if c >= 0},
+        "at": [bisect_right(keys, key) - 1 for key in positions],
+        "snapshots": rows,
+        "maps": base64.b64encode(b"".join(maps)).decode(),
+    }
+
+
+def _encode_outline(mask: Tensor) -> str:
+    """Draw the edge of a ``(H, W)`` mask, white beside black so that it shows on any picture; elsewhere transparent."""
+    from PIL import Image, ImageChops, ImageFilter
+
+    stencil = Image.fromarray((mask.detach().cpu().to(torch.uint8) * 255).contiguous().numpy())
+    stencil.thumbnail((MAX_SIDE, MAX_SIDE))
+    stencil = stencil.resize((stencil.width * 2, stencil.height * 2))
+    inside = ImageChops.subtract(stencil, stencil.filter(ImageFilter.MinFilter(3)))
+    outside = ImageChops.subtract(stencil.filter(ImageFilter.MaxFilter(3)), stencil)
+    edge = Image.merge("LA", (inside, ImageChops.lighter(inside, outside)))
+    buffer = io.BytesIO()
+    edge.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not isfinite(value) else float(f"{value:.6g}")
+
+
+def _position_label(key: Key, positions: list[Key]) -> str:
+    epoch, rank = key
+    if epoch < 0:
+        return "start"
+    # 3 for the last snapshot of epoch 3; 3.1, 3.2 for the ones before it.
+    earliest = min(r for e, r in positions if e == epoch)
+    return str(epoch) if rank == -1 else f"{epoch}.{rank - earliest + 1}"
+
+
+def _colour_tables(names: Sequence[str]) -> list[dict[str, str]]:
+    """256 RGB entries a colour map, from matplotlib, as base64 bytes."""
+    import matplotlib
+    import numpy as np
+
+    grid = np.linspace(0.0, 1.0, 256)
+    return [
+        {
+            "name": name,
+            "table": base64.b64encode(matplotlib.colormaps[name](grid, bytes=True)[:, :3].tobytes()).decode(),
+        }
+        for name in names
+    ]
