@@ -57,7 +57,7 @@ def check_images(images: Tensor, attribution: Tensor, target: Tensor) -> tuple[T
             f"images must have shape (B, C, H, W) and their maps (B, h, w) with h <= H and w <= W, "
             f"got {tuple(images.shape)} and {tuple(attribution.shape)}."
         )
-    return attribution, check_target(target, len(images))
+    return attribution, check_target(target, len(images)).to(images.device)
 
 
 def check_masks(mask: Tensor, attribution: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ def _settle(distance: Tensor, first: Tensor, second: Tensor) -> Tensor:
 def _ranks(values: Tensor) -> Tensor:
     """Average ranks ``(N, n)`` within each row, centred on 0."""
     ordered = values.sort(1).values
+    values = values.contiguous()
     below = torch.searchsorted(ordered, values, right=False)
     up_to = torch.searchsorted(ordered, values, right=True)
     return (below + up_to - values.shape[1]).to(values.dtype) / 2
