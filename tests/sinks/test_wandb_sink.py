@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,10 @@ def run(tmp_path_factory, log_all):
         folder = Path(logger.experiment.dir)
         wandb.finish()
         (file,) = folder.parent.glob("*.wandb")
+        # W&B's own process writes the file, and may be at it for a moment after finish() has returned.
+        end = time.monotonic() + 60
+        while not any(record.HasField("exit") for record in records(file)) and time.monotonic() < end:
+            time.sleep(0.05)
         return {"records": list(records(file)), "files": folder, "kept": kept}
 
 
