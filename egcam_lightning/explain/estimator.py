@@ -10,12 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egcam_lightning.explain.cut import Cut, carrier_like, is_out_of_memory
+from egcam_lightning.explain.cut import Cut, carrier_like, gradient_at, is_out_of_memory, varies
 from egcam_lightning.explain.draws import Draws, sample_draws, sample_noise
 from egcam_lightning.explain.find import find_layer
 from egcam_lightning.explain.layout import Layout
 from egcam_lightning.explain.perturbation import Perturbation, Weighting, check_choice
-from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_logits, predicted_class, select_output
+from egcam_lightning.explain.scores import (
+    Score,
+    ScoreName,
+    as_score,
+    check_logits,
+    check_rows,
+    predicted_class,
+    select_output,
+)
 from egcam_lightning.isolation import isolated
 from egcam_lightning.snapshot import Explanation, to_heatmap
 
@@ -53,7 +61,8 @@ class ExpectedGradCAM:
             memory runs out.
 
     Raises:
-        ValueError: for ``num_samples`` or ``chunk_size`` below 1, and names that are none of the choices.
+        ValueError: for ``num_samples`` or ``chunk_size`` below 1, a seed that is none, and names that are none of the
+            choices.
 
     Example:
         >>> import torch
@@ -89,6 +98,8 @@ class ExpectedGradCAM:
         for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"Expected `{name}` to be a positive integer, but got {value!r}.")
+        if not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ValueError(f"Expected `seed` to be an integer from 0 to 2**32 - 1, but got {seed!r}.")
         if weighting is not None:
             check_choice("weighting", weighting, Weighting)
         self.model = model
@@ -102,8 +113,9 @@ class ExpectedGradCAM:
         self.forward_fn = forward_fn
         self.reshape_transform = reshape_transform
         self.chunk_size = chunk_size
-        self._scores_logits = not callable(score)
+        self.scores_logits = not callable(score)
         self._found: tuple[Cut, Layout] | None = None
+        self._size: tuple[int, ...] = ()
         self._said_no_cut = False
 
     @property
@@ -119,10 +131,29 @@ class ExpectedGradCAM:
     def forward(self, images: Tensor) -> Any:
         """The model's output for ``images``, before anything is explained: the logits, as ``output_key`` finds them."""
         output = self.model(images) if self.forward_fn is None else self.forward_fn(self.model, images)
-        return select_output(output, self.output_key)
+        logits = select_output(output, self.output_key)
+        # `squeeze()` takes the images' dimension too, where there is one image and one logit.
+        return logits[None] if isinstance(logits, Tensor) and logits.ndim == 0 else logits
+
+    def scores(self, images: Tensor, target: Tensor, *, probability: bool = False) -> Tensor:
+        """The explained score of each image, as the model gives it now.
+
+        Args:
+            images: ``(n, C, H, W)``.
+            target: ``(n,)`` int64.
+            probability: the target's probability instead, where the score is one of the named ones.
+
+        Returns:
+            ``(n,)`` float32.
+
+        """
+        score = as_score("probability") if probability and self.scores_logits else self.score
+        return self._score(self.forward(images), target, score)
 
     def find(self, images: Tensor) -> str:
         """Find the target layer, unless it has been found, and return its name.
+
+        Images of another size than before keep the layer, and have its grid found anew.
 
         Args:
             images: ``(n, C, H, W)``; the first four are used.
@@ -131,12 +162,15 @@ class ExpectedGradCAM:
             ValueError: where there is none, see :func:`~egcam_lightning.explain.find.find_layer`.
 
         """
-        if self._found is None:
+        size = tuple(images.shape[1:])
+        if self._found is None or self._size != size:
+            target = self.target_layer if self._found is None else self._found[0].module
             with isolated(self.model, seed=self.seed):
-                sample = images[:4].detach()
-                if len(sample) < 2:  # whether a layer is a cut shows only where outputs differ
-                    sample = torch.cat([sample, carrier_like(sample).flip(-1)])
-                self._found = find_layer(self.model, self.forward, sample, self.target_layer, self.reshape_transform)
+                sample = images[: max(2, min(4, self.chunk_size or 4))].detach()
+                if not varies(sample):  # whether a layer is a cut shows only where outputs differ
+                    sample = torch.cat([sample[:1], carrier_like(sample, seed=1)])
+                self._found = find_layer(self.model, self.forward, sample, target, self.reshape_transform)
+                self._size = size
         return self._found[0].name
 
     def __call__(
@@ -165,13 +199,15 @@ class ExpectedGradCAM:
 
         """
         self._check(inputs, baselines, draws)
-        with torch.inference_mode(False), isolated(self.model, seed=self.seed):
+        with torch.inference_mode(False), torch.no_grad(), isolated(self.model, seed=self.seed):
             # Inference tensors cannot be saved for a gradient; a clone made here is an ordinary tensor.
             inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
             if baselines is not None:
                 baselines = baselines.detach().clone() if baselines.is_inference() else baselines.detach()
             self.find(inputs)
             index = list(range(len(inputs))) if image_index is None else [int(i) for i in image_index]
+            if len(index) != len(inputs):
+                raise ValueError(f"Expected `image_index` for {len(inputs)} images, but got {len(index)}.")
             return self._explain(inputs, baselines, target, draws, index)
 
     def _check(self, inputs: Tensor, baselines: Tensor | None, draws: Draws | None) -> None:
@@ -216,13 +252,15 @@ class ExpectedGradCAM:
 
         activation, output = self._capture(cut, inputs)
         targets = self._targets(output, target, len(inputs), inputs.device)
-        run = _Run(self, cut, layout, inputs, activation, targets, carrier_like(inputs))
+        run = _Run(self, cut, layout, inputs, activation, output, targets, carrier_like(inputs))
         if references is not None:
             run.baseline_inputs = references
-            run.baseline_activation, baseline_output = self._capture(cut, references)
+            run.baseline_activation, run.baseline_output = self._capture(cut, references)
         in_activations = self.perturbation.space == "activation"
-        is_cut = (in_activations or kind == "none") and self._is_cut(run, output)
-        if in_activations and not is_cut and not self._said_no_cut and _varies(output):
+        is_cut = (in_activations or kind == "none") and self._is_cut(run)
+        # The gradient at the image itself is the same, whichever way it is had.
+        differs = in_activations and not is_cut and not (kind == "none" and self.perturbation.noise == 0)
+        if differs and not self._said_no_cut and run.tells_images_apart:
             self._said_no_cut = True
             warnings.warn(
                 f"The layer {cut.name!r} is not a cut of the network: something bypasses it, or the model remembers "
@@ -241,11 +279,11 @@ class ExpectedGradCAM:
         score = self._score(output, targets)
         if references is not None:
             pairs = draws.baseline_index.flatten()
-            scores = self._score(baseline_output[pairs], targets.repeat(len(draws.place)))
+            assert run.baseline_output is not None
+            scores = self._score(run.baseline_output[pairs], targets.repeat(len(draws.place)))
             baseline_score = scores.view_as(draws.place).mean(0)
         elif is_cut:
-            with torch.no_grad():
-                nothing = cut.from_points(torch.zeros_like(activation[:1]), run.carrier)[1]
+            nothing = cut.from_points(torch.zeros_like(activation[:1]), run.carrier)[1]
             baseline_score = self._score(nothing.expand(len(inputs), *nothing.shape[1:]), targets)
         else:
             baseline_score = torch.full_like(score, torch.nan)
@@ -280,13 +318,13 @@ class ExpectedGradCAM:
                 f"{tuple(targets.shape)}."
             )
         targets = targets.long().expand(count)
-        if self._scores_logits:
+        if self.scores_logits:
             check_logits(output, targets)
         return targets
 
-    def _score(self, output: Any, targets: Tensor) -> Tensor:
+    def _score(self, output: Any, targets: Tensor, function: Score | None = None) -> Tensor:
         """``(n,)`` float32 scores."""
-        score = self.score(output.float() if isinstance(output, Tensor) else output, targets)
+        score = (function or self.score)(output.float() if isinstance(output, Tensor) else output, targets)
         if not isinstance(score, Tensor) or score.shape != targets.shape:
             seen = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             raise ValueError(f"Expected `score` to return one number an image, {tuple(targets.shape)}, but got {seen}.")
@@ -298,22 +336,34 @@ class ExpectedGradCAM:
 
         def one(chunk: slice) -> None:
             activation, output = cut.capture(images[chunk])
+            check_rows(output, len(images[chunk]))
             activations.append(activation)
             outputs.append(output)
 
         self._in_chunks(len(images), max(1, _IMAGE_ELEMENTS // images[0].numel()), one)
         return torch.cat(activations), torch.cat(outputs)
 
-    def _is_cut(self, run: _Run, output: Tensor) -> bool:
-        activation = run.activation
-        if len(activation) < 4 and run.baseline_activation is not None and self.perturbation.baseline == "data":
-            # Too few images to tell whether the output varies: let baselines help.
-            extra = run.baseline_activation[:4]
-            assert run.baseline_inputs is not None
-            with torch.no_grad():
-                output = torch.cat([output, self.forward(run.baseline_inputs[:4])])
-            activation = torch.cat([activation, extra])
-        return isinstance(output, Tensor) and run.cut.holds(activation, output, run.carrier)
+    def _is_cut(self, run: _Run) -> bool:
+        activation, output = run.activation, run.output
+        # Few images may not tell whether the output varies: let baselines help, or else a noise image.
+        if len(activation) < 4 and run.baseline_activation is not None and run.baseline_output is not None:
+            activation = torch.cat([activation, run.baseline_activation[:4]])
+            output = torch.cat([output, run.baseline_output[:4]])
+        if not varies(output):
+            other = self._capture(run.cut, carrier_like(run.inputs, seed=1))
+            activation, output = torch.cat([activation, other[0]]), torch.cat([output, other[1]])
+        run.tells_images_apart = varies(output)
+
+        def replay() -> Tensor:
+            outputs: list[Tensor] = []
+
+            def one(chunk: slice) -> None:
+                outputs.append(run.cut.from_points(activation[chunk], run.carrier)[1])
+
+            self._in_chunks(len(activation), max(1, _POINT_ELEMENTS // activation[0].numel()), one)
+            return torch.cat(outputs)
+
+        return run.cut.holds(activation, output, run.carrier, replay=replay)
 
     def _in_chunks(self, total: int, size: int, work: Callable[[slice], None]) -> None:
         """Call ``work`` on slices of ``range(total)``; halve them, for good, where memory runs out."""
@@ -344,10 +394,13 @@ class _Run:
     layout: Layout
     inputs: Tensor
     activation: Tensor
+    output: Tensor
     targets: Tensor
     carrier: Tensor
     baseline_inputs: Tensor | None = None
     baseline_activation: Tensor | None = None
+    baseline_output: Tensor | None = None
+    tells_images_apart: bool = True
     from_points: bool = False
 
     def maps(self, draws: Draws, image_index: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -357,6 +410,11 @@ class _Run:
         off_grid = torch.zeros(samples * images, device=self.inputs.device)
         base = self.activation if self.from_points else self.inputs
         budget = _POINT_ELEMENTS if self.from_points else _IMAGE_ELEMENTS
+        if draws.noise is not None and draws.noise.shape[2:] != base.shape[1:]:
+            raise ValueError(
+                f"Expected `noise` of the shape of the {'activation' if self.from_points else 'input'}, "
+                f"{(samples, images, *base.shape[1:])}, but got {tuple(draws.noise.shape)}."
+            )
         image = torch.arange(images, device=self.inputs.device).repeat(samples)
         baseline, place = draws.baseline_index.flatten(), draws.place.flatten().float()
 
@@ -370,7 +428,12 @@ class _Run:
                 else:
                     leaf, output = self.cut.from_images(points)
                 score = self.explainer._score(output, self.targets[rows])
-                (gradient,) = torch.autograd.grad(score.sum(), leaf)
+                gradient = gradient_at(leaf, score)
+            if gradient is None:
+                raise ValueError(
+                    f"No gradient of the score reaches the layer {self.cut.name!r}: the model detaches its features "
+                    "behind it, or does not use it. Pass a `target_layer` that the logits are computed from."
+                )
             maps[chunk], off_grid[chunk] = self._weigh(gradient, self._difference(rows, columns))
 
         self.explainer._in_chunks(samples * images, max(1, budget // base[0].numel()), one)
@@ -389,7 +452,8 @@ class _Run:
         if self.from_points:
             return points
         if not self.inputs.is_floating_point():  # images of whole numbers, which the model itself normalises
-            points = points.round()
+            limits = torch.iinfo(self.inputs.dtype)
+            points = points.round().clamp(limits.min, limits.max)
         return points.to(self.inputs.dtype)
 
     def _difference(self, rows: Tensor, columns: Tensor) -> Tensor:
@@ -465,8 +529,3 @@ def expected_gradcam(
 
     """
     return ExpectedGradCAM(model, target_layer, **kwargs)(inputs, baselines, target)
-
-
-def _varies(output: Any) -> bool:
-    """Whether a model's output depends on the image at all, which a head initialised to zero keeps it from."""
-    return isinstance(output, Tensor) and len(output) > 1 and bool((output != output[:1]).any())

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egcam_lightning.explain.cut import Cut, Forward, carrier_like, first_tensor
+from egcam_lightning.explain.cut import Cut, Forward, carrier_like, first_tensor, gradient_at, varies
 from egcam_lightning.explain.layout import Layout, infer_layout
+from egcam_lightning.explain.scores import check_rows
 
 _MIN_SIDE = 4
 _POOLING = (
@@ -65,12 +66,12 @@ def find_layer(
 
     Raises:
         ValueError: for a name or module that the model does not have, a layer that is not called exactly once or has
-            no grid; the message lists the layers that would do.
+            no grid; the message lists the layers that would do. For an output without a row for each image.
 
     """
-    candidates, logits, head = _observe(model, forward, images)
+    candidates, head = _observe(model, forward, images)
     if isinstance(target_layer, str) and target_layer == "auto":
-        return _last_cut(candidates, forward, images, logits, head)
+        return _last_cut(candidates, forward, images, head)
     name, module = _resolve(model, target_layer, candidates)
     cut = Cut(module, name, forward)
     activation, _ = cut.capture(images)
@@ -87,7 +88,9 @@ def _layout_of(activation: Tensor, images: Tensor, name: str, transform: Callabl
                 f"Expected `reshape_transform` to give {images.ndim} dimensions (images, channels, *grid), but from "
                 f"{tuple(activation.shape)} it made {shape}."
             )
-        return Layout(tuple(placed.shape[2:]), transform=transform)
+        # Which dimension holds the channels matters to noise, whose unit is a deviation over positions.
+        channels_last = placed.shape[1] not in activation.shape[1:2]
+        return Layout(tuple(placed.shape[2:]), channels_last, transform=transform)
     layout = infer_layout(activation.shape[1:], size)
     if layout is None:
         raise ValueError(
@@ -120,15 +123,13 @@ def _choices(candidates: Sequence[Candidate]) -> str:
     return f"Layers with a grid, the last ones of {len(candidates)}: {', '.join(shown)}." if shown else ""
 
 
-def _observe(
-    model: nn.Module, forward: Forward, images: Tensor
-) -> tuple[list[Candidate], Tensor | None, nn.Module | None]:
+def _observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[Candidate], nn.Module | None]:
     """Run the model once and list the modules that might serve, in the order in which they finish.
 
     Where several modules return the same tensor (a block and the container around it), the last one stands for all.
 
     Returns:
-        The candidates, the logits, and the *head*: the last module whose input varies over the images while its output
+        The candidates, and the *head*: the last module whose input varies over the images while its output
         does not, as that of a layer initialised to zero; ``None`` where the logits vary.
 
     """
@@ -139,8 +140,9 @@ def _observe(
         nonlocal head
         tensor = first_tensor(output)
         outputs.setdefault(module, []).append(tensor)
-        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and _varies(first_tensor(inputs)):
-            head = None if _varies(tensor) else module
+        given = first_tensor(inputs)
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and given is not None and varies(given):
+            head = None if tensor is not None and varies(tensor) else module
 
     names = {module: clean_name(name) for name, module in reversed(list(model.named_modules()))}
     handles = [module.register_forward_hook(hook) for module in names]
@@ -150,10 +152,12 @@ def _observe(
     finally:
         for handle in handles:
             handle.remove()
+    check_rows(logits, len(images))
     pooled = {id(t) for module, ts in outputs.items() if isinstance(module, _POOLING) for t in ts}
     by_tensor: dict[int, Candidate] = {}
+    class_maps: dict[int, Candidate] = {}
     # A module enters `outputs` when it *first* finishes; only those called once are kept, so the order is right.
-    classes = logits.shape[1] if isinstance(logits, Tensor) and logits.ndim > 1 else None
+    classes = logits.shape[1] if logits.ndim > 1 else None
     for module, tensors in outputs.items():
         tensor = tensors[0]
         if len(tensors) != 1 or tensor is None or not names[module]:
@@ -165,15 +169,11 @@ def _observe(
         layout = infer_layout(tensor.shape[1:], images.shape[2:])
         if layout is None or max(layout.grid) == 1:
             continue
-        # A map a class is the model's own output before it is pooled or resized.
-        if layout.to_grid(tensor).shape[1] != classes:
-            by_tensor.pop(id(tensor), None)
-            by_tensor[id(tensor)] = Candidate(names[module], module, tuple(tensor.shape[1:]), layout)
-    return list(by_tensor.values()), logits if isinstance(logits, Tensor) else None, head
-
-
-def _varies(tensor: Tensor | None) -> bool:
-    return tensor is not None and bool((tensor != tensor[:1]).any())
+        # A map a class is the model's own output before it is pooled or resized: only where there is nothing else.
+        found = class_maps if layout.to_grid(tensor).shape[1] == classes else by_tensor
+        found.pop(id(tensor), None)
+        found[id(tensor)] = Candidate(names[module], module, tuple(tensor.shape[1:]), layout)
+    return list((by_tensor or class_maps).values()), head
 
 
 def _input_of(head: nn.Module, forward: Forward) -> Forward:
@@ -195,7 +195,6 @@ def _last_cut(
     candidates: Sequence[Candidate],
     forward: Forward,
     images: Tensor,
-    logits: Tensor | None,
     head: nn.Module | None,
 ) -> tuple[Cut, Layout]:
     if not candidates:
@@ -203,8 +202,6 @@ def _last_cut(
             "No layer of the model has an output with a grid over the image. Pass `target_layer`, and "
             "`reshape_transform` where its output is laid out in a way of its own."
         )
-    if logits is None:
-        raise ValueError("Expected the model's output to be a tensor of logits. Pass `output_key` or `forward_fn`.")
     wide = [c for c in candidates if min(c.layout.grid) >= _MIN_SIDE]
     narrow = sorted((c for c in candidates if c not in wide), key=lambda c: -_cells(c))
     carrier = carrier_like(images)
@@ -241,5 +238,5 @@ def _serves(cut: Cut, layout: Layout, images: Tensor, carrier: Tensor) -> bool:
         return False
     with torch.enable_grad():
         leaf, output = cut.from_points(activation, carrier)
-        (gradient,) = torch.autograd.grad(output.float().square().sum(), leaf)
-    return bool(layout.to_grid(gradient).any())
+        gradient = gradient_at(leaf, output.float().square())
+    return gradient is not None and bool(layout.to_grid(gradient).any())

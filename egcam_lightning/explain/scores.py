@@ -100,6 +100,15 @@ def as_score(score: ScoreName | Score) -> Score:
     return _SCORES[score]
 
 
+def check_rows(output: Any, count: int) -> None:
+    """Raise unless ``output`` is a tensor with a row for each of ``count`` images."""
+    if not isinstance(output, Tensor) or output.ndim == 0 or len(output) != count:
+        raise ValueError(
+            f"Expected the model's output for {count} images to be a tensor of shape ({count}, classes), but it is "
+            f"{describe(output)}. Pass `output_key` to choose a part of it, or a `forward_fn` that returns such a one."
+        )
+
+
 def check_logits(output: Any, target: Tensor | None) -> None:
     """Raise unless ``output`` is ``(B, classes)``, or one logit an image, and every target is one of the classes."""
     if not isinstance(output, Tensor) or not (output.ndim == 2 or _is_binary(output)):
