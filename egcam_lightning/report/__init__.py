@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
+from egcam_lightning._files import replace_file
 from egcam_lightning.report.payload import build_payload
 from egcam_lightning.report.summary import summarise
 from egcam_lightning.snapshot import History
@@ -23,7 +24,7 @@ _SCRIPTS = ("maps.js", "charts.js", "rows.js", "page.js")
 
 
 def build_report(
-    history: History | Sequence[History], path: str | os.PathLike[str], *, names: Sequence[str] | None = None
+    history: History | Sequence[History], path: str | PathLike[str], *, names: Sequence[str] | None = None
 ) -> Path:
     """Write the page of one run, or of two side by side, aligned by epoch.
 
@@ -41,6 +42,7 @@ def build_report(
     Raises:
         ValueError: for no history or more than two, for names that do not match them in number, and for maps or
             images of a shape that cannot be shown.
+        OSError: where the disk does not take it; the page that was there is then still whole.
 
     Example:
         >>> import tempfile, torch
@@ -59,14 +61,7 @@ def build_report(
     if len(names) != len(histories):
         raise ValueError(f"Got {len(names)} names for {len(histories)} histories; pass one name a run.")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its goal, since a rename is atomic only within one file system.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(_render(histories, names), encoding="utf-8", newline="\n")
-        os.replace(partial, path)  # noqa: PTH105
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path, _render(histories, names).encode())
     return path
 
 

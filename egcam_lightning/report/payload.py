@@ -160,10 +160,10 @@ def significant(snapshot: Snapshot, previous: Snapshot | None) -> tuple[Tensor |
 def _run(history: History, name: str, keys: list[Key], positions: list[Key]) -> dict[str, Any]:
     probe, snapshots = history.probe, history.snapshots
     images = probe.images
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != torch.uint8:
+    if images.ndim != 4 or not len(images) or images.shape[-1] != 3 or images.dtype != torch.uint8:
         raise ValueError(
             f"The probe's images have shape {tuple(images.shape)} and type {images.dtype}; expected (N, H, W, 3) of"
-            " torch.uint8: pass pictures ready to be shown."
+            " torch.uint8 with N > 0: pass pictures ready to be shown."
         )
     shown = {int(c) for s in snapshots for c in torch.cat([s.target, s.prediction]).tolist()}
     labels = None if probe.labels is None else probe.labels.tolist()
@@ -209,7 +209,7 @@ def _run(history: History, name: str, keys: list[Key], positions: list[Key]) -> 
         "width": images.shape[2],
         "height": images.shape[1],
         "images": [encode_image(image) for image in images],
-        "mean": encode_image(images.float().mean(0).round().to(torch.uint8)) if len(images) else None,
+        "mean": encode_image(images.float().mean(0).round().to(torch.uint8)),
         "masks": None if probe.masks is None else [_encode_outline(mask) for mask in probe.masks],
         "labels": labels,
         "classes": {str(c): probe.name(c) for c in sorted(shown | set(labels or ())) if c >= 0},

@@ -54,7 +54,7 @@ def summarise(history: History) -> Summary:
     if not history.snapshots:
         return Summary(False, "", "No snapshot has been taken yet.", ("Reload this page when training has begun.",))
     last = history.snapshots[-1]
-    alarm, lead, reading = _where(last)
+    alarm, lead, reading = _where(history)
     sentences = (reading, *_faithfulness(last), _on_object(history), _changes(last), _predictions(history))
     when = "Before training" if last.when == "start" else f"Epoch {last.epoch}, step {last.step}"
     return Summary(alarm, when, lead, tuple(s for s in sentences if s))
@@ -101,7 +101,8 @@ def place(heat: Tensor) -> str | None:
     return _PLACES[row][column]
 
 
-def _where(snapshot: Snapshot) -> tuple[bool, str, str]:
+def _where(history: History) -> tuple[bool, str, str]:
+    snapshot = history.snapshots[-1]
     consensus = snapshot.metrics.get("consensus")
     where = place(mean_map(snapshot.attribution))
     if consensus is None:
@@ -114,6 +115,8 @@ def _where(snapshot: Snapshot) -> tuple[bool, str, str]:
     if consensus >= SUSPICIOUS_CONSENSUS:
         lead = "The model looks at the same place in every picture, whatever it shows"
         lead = f"{lead}: {where}." if where else f"{lead}, or at all places alike."
+        if _looks_at_objects(history):
+            return False, lead, f"{value} {scale}. The marked objects are there, so this need not be a shortcut."
         causes = "A tag, a frame or a watermark does this, and so do objects that are always in the same place."
         return True, lead, f"{value} {scale}. {causes}"
     if consensus >= CLEAN_CONSENSUS:
@@ -131,7 +134,7 @@ def _faithfulness(snapshot: Snapshot) -> list[str]:
     sentences = []
     gap = snapshot.metrics.get("completeness_gap")
     if gap is not None:
-        trust = "can be taken at their word" if gap <= 0.1 else "are a rough account" if gap <= 0.3 else "mislead"
+        trust = "can be taken at their word" if gap <= 0.1 else "are a rough account" if gap <= 0.3 else "need care"
         sentences.append(f"The maps {trust}: they add up to the score but for {_percent(gap)} (completeness gap).")
     empty = snapshot.metrics.get("degenerate")
     if empty:
@@ -146,9 +149,22 @@ def _on_object(history: History) -> str:
     mass = history.snapshots[-1].metrics.get("relevance_mass")
     if mass is None:
         return ""
+    share = _object_share(history)
+    lies = f"{_percent(mass)} of the relevance lies on the marked object"
+    if share is None:
+        return f"{lies}."
+    less = ", and an even map would put more on it" if mass < share else ""
+    return f"{lies}, which fills {_percent(share)} of the picture{less}."
+
+
+def _looks_at_objects(history: History) -> bool:
+    mass, share = history.snapshots[-1].metrics.get("relevance_mass"), _object_share(history)
+    return mass is not None and share is not None and mass >= min(0.5, 2 * share)
+
+
+def _object_share(history: History) -> float | None:
     masks = history.probe.masks
-    fills = "" if masks is None else f", which fills {_percent(masks.float().mean().item())} of the picture"
-    return f"{_percent(mass)} of the relevance lies on the marked object{fills}."
+    return None if masks is None else masks.float().mean().item()
 
 
 def _changes(snapshot: Snapshot) -> str:

@@ -5,7 +5,7 @@ async function start() {
   if (source === null) return;
   const data = JSON.parse(source.textContent);
   const find = (id) => document.getElementById(id);
-  const controls = Object.fromEntries(["mode", "scale", "colormap", "opacity", "outline", "sort", "speed"].map((id) => [id, find(id)]));
+  const controls = Object.fromEntries(["mode", "scale", "colormap", "opacity", "outline", "columns", "sort", "speed"].map((id) => [id, find(id)]));
   const slider = find("position");
   const last = data.positions.length - 1;
 
@@ -15,6 +15,7 @@ async function start() {
     position: last,
     mode: "positive",
     scale: "own",
+    columns: "spread",
     outline: false,
     table: null,
     tile: 128,
@@ -26,7 +27,7 @@ async function start() {
     const load = (uri) => { const image = new Image(); image.src = uri; return image.decode().then(() => image); };
     run.pictures = await Promise.all(run.images.map(load));
     run.outlines = run.masks && (await Promise.all(run.masks.map(load)));
-    run.meanPicture = run.mean && (await load(run.mean));
+    run.meanPicture = await load(run.mean);
   }));
 
   const rows = Array.from({ length: Math.max(...view.runs.map((r) => r.images.length)) }, (_, i) => new Row(i, view));
@@ -163,7 +164,7 @@ async function start() {
       controls.colormap.value = chosen[mode];
     }
     chosen[mode] = controls.colormap.value;
-    Object.assign(view, { mode, scale: controls.scale.value, outline: controls.outline?.checked ?? false });
+    Object.assign(view, { mode, scale: controls.scale.value, columns: controls.columns.value, outline: controls.outline?.checked ?? false });
     const tableOf = (m) => data.colormaps[m].find((entry) => entry.name === chosen[m]).table;
     view.table = lookupTable(tableOf(mode), mode === "signed", Number(controls.opacity.value));
     view.meanTable = lookupTable(tableOf("positive"), false, 0.8);

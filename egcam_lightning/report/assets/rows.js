@@ -32,10 +32,10 @@ class Row {
     const name = element("p", { class: "run-name" }, element("span", { class: `run-key run-${run.index}` }), run.name);
     strip.addEventListener("pointerdown", (event) => {
       const share = event.offsetX / strip.clientWidth;
-      const column = Math.min(cell.shown - 1, Math.floor(event.offsetX / cell.pitch));
-      view.go(event.offsetY > cell.below ? Math.floor(share * view.labels.length) : cell.first + column);
+      const column = Math.min(cell.columns.length - 1, Math.floor(event.offsetX / cell.pitch));
+      view.go(event.offsetY > cell.below ? Math.floor(share * view.labels.length) : cell.columns[column]);
     });
-    const cell = { run, tile, button, facts, strip, pitch: 1, first: 0, shown: 0, below: 0 };
+    const cell = { run, tile, button, facts, strip, pitch: 1, columns: [], below: 0 };
     cell.node = element("div", { class: "cell", "data-run": run.index }, name, button, facts, strip);
     return cell;
   }
@@ -118,25 +118,24 @@ class Row {
     facts.replaceChildren(...entries);
   }
 
-  /** As many snapshots as fit, around the one that the slider stands on; below them the drift of all. */
+  /** As many snapshots as fit, the current one among them; below them the drift of all. */
   drawStrip(cell) {
     const { run, strip } = cell, { view, index: i } = this, { style } = view;
     const room = Math.floor(strip.parentNode.getBoundingClientRect().width - stripInset(cell));
     const side = fitInto(run, view.thumb), gap = 4, count = view.labels.length;
     cell.pitch = side.width + gap;
-    cell.shown = Math.max(1, Math.min(count, Math.floor((room + gap) / cell.pitch)));
-    cell.first = Math.max(0, Math.min(count - cell.shown, view.position - Math.floor(cell.shown / 2)));
+    cell.columns = chooseColumns(Math.max(1, Math.min(count, Math.floor((room + gap) / cell.pitch))), count, view);
     cell.below = side.height + 22;
     const drifts = run.snapshots.map((s) => s.drift?.[i] ?? 0), floors = run.snapshots.map((s) => s.floor?.[i] ?? 0);
     const most = Math.max(...drifts, ...floors), barHeight = Math.max(...drifts) > 0 ? 30 : 0;
-    const width = cell.shown * cell.pitch - gap;
+    const width = cell.columns.length * cell.pitch - gap;
     const { context, ratio } = fitCanvas(strip, width, cell.below + barHeight);
     context.scale(ratio, ratio);
     context.font = `10px ${style.font}`;
     context.textAlign = "center";
     context.lineWidth = 3;
-    for (let k = 0; k < cell.shown; k++) {
-      const position = cell.first + k, snapshot = run.shown(position), now = position === view.position;
+    for (const [k, position] of cell.columns.entries()) {
+      const snapshot = run.shown(position), now = position === view.position;
       const x = k * cell.pitch, top = 3;
       // A run that took no snapshot here shows nothing rather than an older map that looks like a new one.
       const here = snapshot !== null && snapshot.position === position;
@@ -167,8 +166,8 @@ class Row {
       context.fillStyle = style.accent;
       context.fillRect((view.position + 0.5) * slot - 1, cell.below, 2, barHeight);
     }
-    strip.title = barHeight ? "Maps around this snapshot. Below, the drift of this image over the whole run: red beyond its noise floor, which is the grey band" : "";
-    strip.setAttribute("aria-label", `Maps of image ${i} at snapshots ${view.labels[cell.first]} to ${view.labels[cell.first + cell.shown - 1]}`);
+    strip.title = barHeight ? "Maps over the run. Below, the drift of this image over the whole run: red beyond its noise floor, which is the grey band" : "";
+    strip.setAttribute("aria-label", `Maps of image ${i} at snapshots ${cell.columns.map((p) => view.labels[p]).join(", ")}`);
   }
 
   open() {
@@ -257,6 +256,16 @@ class Row {
 function fitInto(run, side) {
   const shrink = Math.min(side / Math.sqrt(run.width * run.height), (1.6 * side) / Math.max(run.width, run.height));
   return { width: Math.max(8, Math.round(run.width * shrink)), height: Math.max(8, Math.round(run.height * shrink)) };
+}
+
+/** The positions of `shown` columns out of `count`: neighbours of the current one, or spread over all with it among them. */
+function chooseColumns(shown, count, view) {
+  const near = view.columns === "near" || shown === 1;
+  const first = Math.max(0, Math.min(count - shown, view.position - Math.floor(shown / 2)));
+  const columns = Array.from({ length: shown }, (_, k) => (near ? first + k : Math.round((k * (count - 1)) / (shown - 1))));
+  const distance = columns.map((p) => Math.abs(p - view.position));
+  columns[distance.indexOf(Math.min(...distance))] = view.position;
+  return columns;
 }
 
 /** The mark of a significant drift. */
