@@ -34,7 +34,8 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _GAP = 4
 _MARGIN = 12
 _NARROWEST = 330
-_HEADINGS = ("picture", "evidence for", "for (red), against (blue)")
+_LEGEND = "Each panel: the picture, the evidence for what is explained, and the signed map (red for, blue against)."
+_TOP, _BELOW = 58, 60
 _INK, _PALE, _RIGHT, _WRONG = (32, 32, 32), (110, 110, 110), (0, 110, 60), (190, 30, 20)
 
 
@@ -79,24 +80,21 @@ class Pictures:
 
         text, small = _font(15), _font(12)
         high, wide = self.panels[0].shape[:2] if self.panels else (0, 0)
-        cell_wide, cell_high = max(wide, _NARROWEST) + 2 * _MARGIN, high + 76
+        cell_wide, cell_high = max(wide, _NARROWEST) + 2 * _MARGIN, high + _BELOW
         columns = _columns(len(self.panels), cell_wide, cell_high)
-        top = 38
-        size = (columns * cell_wide, top + math.ceil(len(self.panels) / columns) * cell_high)
+        size = (columns * cell_wide, _TOP + math.ceil(len(self.panels) / columns) * cell_high)
         page = Image.new("RGB", size, (255, 255, 255))
         pen = ImageDraw.Draw(page)
-        pen.text((_MARGIN, 10), _fit(self.title, text, size[0] - 2 * _MARGIN), _INK, text)
+        pen.text((_MARGIN, 8), _fit(self.title, text, size[0] - 2 * _MARGIN), _INK, text)
+        pen.text((_MARGIN, 32), _fit(_LEGEND, small, size[0] - 2 * _MARGIN), _PALE, small)
         for index, (panel, (first, second, right)) in enumerate(zip(self.panels, self.notes, strict=True)):
             row, column = divmod(index, columns)
-            x, y = column * cell_wide + _MARGIN, top + row * cell_high
+            x, y = column * cell_wide + _MARGIN, _TOP + row * cell_high
             room = cell_wide - 2 * _MARGIN
-            step = (wide + _GAP) // 3
-            for place, heading in enumerate(_HEADINGS):
-                pen.text((x + place * step, y), _fit(heading, small, step - _GAP), _PALE, small)
-            page.paste(Image.fromarray(panel), (x, y + 18))
+            page.paste(Image.fromarray(panel), (x, y))
             colour = _INK if right is None else _RIGHT if right else _WRONG
-            pen.text((x, y + high + 21), _fit(first, text, room), colour, text)
-            pen.text((x, y + high + 42), _fit(second, small, room), _PALE, small)
+            pen.text((x, y + high + 4), _fit(first, text, room), colour, text)
+            pen.text((x, y + high + 25), _fit(second, small, room), _PALE, small)
         return np.asarray(page)
 
 
@@ -106,7 +104,7 @@ def draw(
     *,
     colormap: str = "inferno",
     signed_colormap: str = "RdBu_r",
-    alpha: float = 0.7,
+    alpha: float = 0.8,
 ) -> Pictures:
     """Draw a snapshot.
 
@@ -315,10 +313,13 @@ def _short(name: str, longest: int = 28) -> str:
 
 
 def _columns(count: int, wide: int, high: int) -> int:
-    """The number of columns that brings the sheet closest to three by two."""
-    return min(
-        range(1, max(count, 1) + 1), key=lambda c: abs(math.log(c * wide / (math.ceil(count / c) * high or 1) / 1.5))
-    )
+    """The number of columns that brings the sheet close to three by two, with few empty places."""
+
+    def badness(columns: int) -> float:
+        rows = math.ceil(count / columns)
+        return abs(math.log(columns * wide / (rows * high) / 1.5)) + (rows * columns - count) / count
+
+    return min(range(1, count + 1), key=badness, default=1)
 
 
 def _fit(text: str, font: FreeTypeFont, room: float) -> str:

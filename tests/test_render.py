@@ -67,7 +67,11 @@ def test_a_blob_is_drawn_in_its_own_quadrant(size, grid):
     for k, (row, column) in enumerate(QUADRANTS):
         picture, blended, signed = (part.astype(float) for part in parts(pictures.panels[k]))
         grey = picture @ [0.299, 0.587, 0.114]
-        for drawn in (np.abs(blended - grey[..., None]).sum(2), 255 - signed[..., 2], pictures.levels[k]):
+        for drawn in (
+            np.abs(blended - grey[..., None]).sum(2),
+            signed[..., 2].max() - signed[..., 2],
+            pictures.levels[k],
+        ):
             means = quadrant_means(drawn)
             assert np.unravel_index(means.argmax(), (2, 2)) == (row, column)
             assert means.max() > 5 * np.sort(means.flat)[-2]
@@ -216,7 +220,7 @@ def test_words_never_leave_their_cell(size):
     sheet, cell = pictures.sheet(), max(pictures.panels[0].shape[1], 330) + 24
     assert sheet.shape[1] % cell == 0
     for left in range(0, sheet.shape[1], cell):
-        for margin in (sheet[38:, left : left + 11], sheet[38:, left + cell - 11 : left + cell]):
+        for margin in (sheet[58:, left : left + 11], sheet[58:, left + cell - 11 : left + cell]):
             assert (margin == 255).all()
     assert (sheet[:, -11:] == 255).all()
 
@@ -228,7 +232,7 @@ def test_the_sheet_holds_every_panel_unchanged_and_is_drawn_once():
     high, wide = pictures.panels[0].shape[:2]
     columns = sheet.shape[1] // (wide + 24)
     for k, panel in enumerate(pictures.panels):
-        y, x = 38 + k // columns * (high + 76) + 18, k % columns * (wide + 24) + 12
+        y, x = 58 + k // columns * (high + 60), k % columns * (wide + 24) + 12
         assert np.array_equal(sheet[y : y + high, x : x + wide], panel)
 
 
