@@ -1,0 +1,298 @@
+"""The Lightning callback: when a snapshot is taken, and what of it outlives the process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import nn
+from torchmetrics import Metric
+
+from egcam_lightning.baselines import Baselines
+from egcam_lightning.explain import ExpectedGradCAM, Perturbation
+from egcam_lightning.explain.perturbation import Weighting
+from egcam_lightning.explain.scores import Score, ScoreName
+from egcam_lightning.faults import Faults
+from egcam_lightning.look import build_metrics
+from egcam_lightning.record import Record
+from egcam_lightning.schedule import Schedule
+from egcam_lightning.session import Session, Settings
+from egcam_lightning.snapshot import History, ProbeImages
+
+
+class ExpectedGradCAMCallback(Callback):
+    """Watch what a model looks at while it learns.
+
+    At every validation it explains a fixed set of validation images by Expected Grad-CAM (Buono et al., TMLR 2026),
+    with training images as baselines, and logs pictures, faithfulness metrics and the drift of the explanations
+    against the noise of their own estimation. Training is bit-identical with and without it.
+
+    Args:
+        target_layer: ``"auto"``, a module's name, or a module, see :class:`ExpectedGradCAM`.
+        num_images: images of the probe, taken at evenly spaced indices of the first validation data set.
+        num_baselines: training images kept as baselines, a uniform sample of the first epoch.
+        num_samples: draws an image; a multiple of ``num_baselines`` is best.
+        every_n_epochs: take a snapshot at the validations of every n-th epoch; ``None`` for none of them. Without
+            validation it is taken at the end of the epoch.
+        every_n_train_steps: take one every n optimizer steps as well.
+        log_at_start: take one before training.
+        target: the explained class: ``"label"`` (the prediction where there are no labels), ``"predicted"`` (at the
+            first snapshot after an epoch), a class for all images, or a callable from (output, labels) to ``(N,)``
+            classes, asked at that same snapshot. The class of an image then stays the same for the whole run.
+        metrics: ``"default"`` (about 48 passes an image), names, instances of ``torchmetrics.Metric``, or ``()``.
+        probe: a batch to explain instead, as the validation loader would make it.
+        class_names: names of the classes; ``None``: those of the data set, where it has them.
+        mean: mean that images were normalised with, for display; ``None``: that of the data set's ``Normalize``.
+        std: the standard deviation.
+        input_key: key or position of the images in a batch; ``None`` finds the usual ones.
+        output_key: key, attribute or position of the logits in the model's output; ``None`` finds the usual ones.
+        forward_fn: ``forward_fn(module, images)`` that calls the model; ``None`` for ``module(images)``.
+        masks_key: key or position of object masks in a validation batch; they bring the metrics that need them.
+        max_overhead: largest share of the fit's time that snapshots may take; past it they are taken less often.
+            ``None`` for any.
+        seed: seed of the draws and of the reservoir.
+        save_dir: folder for files; ``None`` for the folder that ModelCheckpoint would use.
+        log_prefix: prefix of everything logged.
+        perturbation: the perturbation distribution; ``None`` for Expected Grad-CAM's.
+        weighting: ``"elementwise"`` or ``"channel"``; ``None`` for the perturbation's own.
+        score: what is explained, see :class:`ExpectedGradCAM`.
+        reshape_transform: from the layer's activation to ``(N, K, h, w)``, where its layout cannot be inferred.
+        chunk_size: points that go through the model at once.
+        baseline_samples: stop sampling baselines after so many training images; ``None``: after the first epoch, or
+            10,000 images where the training data have no end.
+        save_baselines: whether checkpoints hold the baselines; without them a resumed run samples them anew.
+        strict: raise whatever goes wrong, instead of warning and going on with the training.
+
+    Raises:
+        ValueError: for arguments out of range.
+        MisconfigurationException: in ``setup``, for a strategy that it does not run under.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from egcam_lightning import ExpectedGradCAMCallback
+        >>> callback = ExpectedGradCAMCallback(num_images=8)
+        >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
+        >>> len(callback.history)
+        0
+
+    """
+
+    def __init__(
+        self,
+        target_layer: str | nn.Module = "auto",
+        num_images: int = 16,
+        num_baselines: int = 32,
+        num_samples: int = 32,
+        every_n_epochs: int | None = 1,
+        every_n_train_steps: int | None = None,
+        log_at_start: bool = True,
+        target: str | int | Callable[..., Any] = "label",
+        metrics: str | Iterable[str | Metric] = "default",
+        probe: Any = None,
+        class_names: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        input_key: str | int | None = None,
+        output_key: str | int | None = None,
+        forward_fn: Callable[..., Any] | None = None,
+        masks_key: str | int | None = None,
+        max_overhead: float | None = 0.05,
+        seed: int = 0,
+        save_dir: str | None = None,
+        log_prefix: str = "egcam",
+        perturbation: Perturbation | None = None,
+        weighting: Weighting | None = None,
+        score: ScoreName | Score = "logit",
+        reshape_transform: Callable[..., Any] | None = None,
+        chunk_size: int | None = None,
+        baseline_samples: int | None = None,
+        save_baselines: bool = True,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, count in {
+            "num_images": num_images,
+            "num_baselines": num_baselines,
+            "num_samples": num_samples,
+            "every_n_epochs": every_n_epochs,
+            "every_n_train_steps": every_n_train_steps,
+            "chunk_size": chunk_size,
+            "baseline_samples": baseline_samples,
+        }.items():
+            optional = name not in ("num_images", "num_baselines", "num_samples")
+            if not (optional and count is None) and (not isinstance(count, int) or count < 1):
+                raise ValueError(f"Expected `{name}` to be a positive integer, but got {count!r}.")
+        if max_overhead is not None and not 0 < max_overhead <= 1:
+            raise ValueError(
+                f"Expected `max_overhead` to be a share between 0 and 1, or None for any, but got {max_overhead!r}."
+            )
+        if isinstance(target, str) and target not in ("label", "predicted"):
+            raise ValueError(
+                f"Expected `target` to be 'label', 'predicted', a class or a callable, but got {target!r}."
+            )
+        if (mean is None) != (std is None):
+            raise ValueError("Expected `mean` and `std` together, but got only one of them.")
+        explainer: dict[str, Any] = {
+            "target_layer": target_layer,
+            "perturbation": perturbation,
+            "weighting": weighting,
+            "num_samples": num_samples,
+            "seed": seed,
+            "score": score,
+            "output_key": output_key,
+            "forward_fn": forward_fn,
+            "reshape_transform": reshape_transform,
+            "chunk_size": chunk_size,
+        }
+        ExpectedGradCAM(nn.Identity(), **explainer)  # a wrong argument of the explainer is told of now
+        build_metrics(metrics, masks=False)  # and so is a wrong name
+        self._settings = Settings(
+            explainer=explainer,
+            target=target,
+            metrics=metrics if isinstance(metrics, str) else tuple(metrics),
+            num_images=num_images,
+            probe=probe,
+            class_names=None if class_names is None else tuple(class_names),
+            normalization=None if mean is None or std is None else (tuple(mean), tuple(std)),
+            input_key=input_key,
+            masks_key=masks_key,
+            seed=seed,
+            save_dir=save_dir,
+            prefix=log_prefix,
+        )
+        self._every_n_epochs = every_n_epochs
+        self._every_n_train_steps = every_n_train_steps
+        self._log_at_start = log_at_start
+        self._save_baselines = save_baselines
+        self._record = Record(
+            Baselines(num_baselines, seed, baseline_samples),
+            Schedule(max_overhead),
+            History(ProbeImages(torch.empty(0, 0, 0, 3, dtype=torch.uint8)), prefix=log_prefix),
+        )
+        self._faults = Faults(strict)
+        self._session: Session | None = None
+        self._run_dir: Path | None = None
+        self._last_global_step = -1
+
+    @property
+    def history(self) -> History:
+        """The snapshots so far, oldest first."""
+        return self._record.history
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The folder with the last fit's history, pictures and page; ``None`` before, and beyond the first process."""
+        return self._run_dir if self._session is None else self._session.run_dir
+
+    @property
+    def state_key(self) -> str:
+        """Instances with different prefixes keep their states apart."""
+        return self._generate_state_key(log_prefix=self._settings.prefix)
+
+    # ---- the Trainer's hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work before anything has started."""
+        if stage != "fit":
+            return
+        strategy = type(trainer.strategy).__name__
+        if any(name in strategy for name in ("FSDP", "DeepSpeed", "ModelParallel")):
+            raise MisconfigurationException(
+                f"ExpectedGradCAMCallback does not run under {strategy}: the weights of a layer are spread over "
+                "processes there. Use DDP, or remove the callback."
+            )
+        prefix = self._settings.prefix
+        twins = [
+            c for c in getattr(trainer, "callbacks", []) if isinstance(c, ExpectedGradCAMCallback) and c is not self
+        ]
+        if any(twin._settings.prefix == prefix for twin in twins):
+            raise MisconfigurationException(
+                f"Two ExpectedGradCAMCallbacks log under the prefix {prefix!r}. Give one of them another `log_prefix`."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the images and find the layer; take the snapshot before training."""
+        if getattr(trainer, "barebones", False):
+            rank_zero_info("ExpectedGradCAMCallback takes no snapshots with `barebones=True`.")
+            return
+        self._session = Session(trainer, pl_module, self._settings, self._record, self._faults)
+        if self._log_at_start and not len(self.history) and trainer.global_step == 0:
+            self._session.snapshot("start")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Let training images pass by the reservoir."""
+        if self._session is not None:
+            self._session.sample(batch)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Close the reservoir with the epoch; take a snapshot every so many steps."""
+        if self._session is None:
+            return
+        last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
+        if last:
+            self._record.baselines.end_epoch()
+        if self._every_n_train_steps is None or trainer.global_step == self._last_global_step:
+            return  # a step that only accumulates gradients is none
+        self._last_global_step = trainer.global_step
+        epoch_follows = last and self._in_epochs(trainer)
+        if trainer.global_step % self._every_n_train_steps == 0 and not epoch_follows:
+            self._session.snapshot("step")
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Take a snapshot at the first batch, when averaged weights are in and metrics can still be logged."""
+        if self._session is None or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if batch_idx == 0 and dataloader_idx == 0:
+            self._session.offer(batch)
+            if self._in_epochs(trainer):
+                self._session.snapshot("epoch")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the epoch's snapshot where there is no validation."""
+        if self._session is None:
+            return
+        self._record.baselines.end_epoch()
+        validates = trainer.enable_validation and trainer.val_dataloaders is not None
+        if self._in_epochs(trainer) and not validates:
+            self._session.snapshot("epoch")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Build the page a last time."""
+        if self._session is not None:
+            self._session.finish()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave a page of what there is when training ends early."""
+        if self._session is not None:
+            self._session.finish()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the model, the loggers and the clock."""
+        if self._session is not None:
+            self._record.schedule.elapsed_before += self._session.elapsed
+            self._run_dir = self._session.run_dir
+            self._session = None
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed fit goes on from, in plain tensors and numbers."""
+        elapsed = 0.0 if self._session is None else self._session.elapsed
+        return self._record.state_dict(elapsed, save_baselines=self._save_baselines)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint; a state that does not fit is told of, and the run starts afresh."""
+        self._record.load_state_dict(state_dict)
+
+    def _in_epochs(self, trainer: Trainer) -> bool:
+        """Whether this epoch is one of every n."""
+        return self._every_n_epochs is not None and (trainer.current_epoch + 1) % self._every_n_epochs == 0

@@ -1,0 +1,316 @@
+"""One look at the probe: explain it, measure the explanation, and compare it with earlier looks."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from egcam_lightning import metrics as m
+from egcam_lightning.explain import ExpectedGradCAM
+from egcam_lightning.explain.scores import predicted_class
+from egcam_lightning.metrics import functional as F
+from egcam_lightning.probe import Probe
+from egcam_lightning.ranks import Ranks
+from egcam_lightning.snapshot import Explanation, Snapshot
+from egcam_lightning.store import round_maps
+
+METRICS: dict[str, type[Metric]] = {
+    "infidelity": m.Infidelity,
+    "insertion_auc": m.InsertionAUC,
+    "deletion_auc": m.DeletionAUC,
+    "max_sensitivity": m.MaxSensitivity,
+    "complexity": m.Complexity,
+    "sparseness": m.Sparseness,
+    "consensus": m.ExplanationConsensus,
+    "relevance_mass": m.RelevanceMass,
+    "pointing_game": m.PointingGame,
+}
+# At most 16 + 16 + 16 passes an image; the others need none.
+DEFAULT_METRICS = ("infidelity", "insertion_auc", "deletion_auc", "complexity", "sparseness", "consensus")
+_MASKED = ("relevance_mass", "pointing_game")
+
+
+def build_metrics(metrics: str | Iterable[str | Metric], *, masks: bool) -> dict[str, Metric]:
+    """Turn the user's choice into metrics by key.
+
+    Args:
+        metrics: ``"default"``, or names and instances; ``()`` for none.
+        masks: whether the probe has masks; the default then includes the metrics that need them.
+
+    Raises:
+        ValueError: for a name that is no metric's.
+        TypeError: for anything else.
+
+    """
+    if isinstance(metrics, str):
+        metrics = (metrics,) if metrics != "default" else DEFAULT_METRICS + (_MASKED if masks else ())
+    built: dict[str, Metric] = {}
+    for metric in metrics:
+        if isinstance(metric, str):
+            if metric not in METRICS:
+                raise ValueError(f"Expected `metrics` to be 'default' or among {sorted(METRICS)}, but got {metric!r}.")
+            built[metric] = METRICS[metric]()
+        elif isinstance(metric, Metric):
+            names = [name for name, kind in METRICS.items() if type(metric) is kind]
+            built[names[0] if names else _snake(type(metric).__name__)] = metric
+        else:
+            raise TypeError(f"Expected `metrics` to hold names and torchmetrics.Metric, but got {metric!r}.")
+    return built
+
+
+@dataclass(frozen=True)
+class When:
+    """The occasion of a snapshot."""
+
+    epoch: int
+    step: int
+    kind: str
+
+
+@dataclass(eq=False)
+class Look:
+    """What one look at the probe needs, and how to take it.
+
+    Attributes:
+        explainer: the explainer.
+        metrics: metrics by key; those that take images run on each process's share, the others on the whole.
+        ranks: the processes that the probe is split over.
+        device: where the model is.
+        seed: the user's seed.
+        failures: what the metrics that failed at the last look raised, by key.
+
+    """
+
+    explainer: ExpectedGradCAM
+    metrics: Mapping[str, Metric]
+    ranks: Ranks
+    device: torch.device
+    seed: int = 0
+    failures: dict[str, Exception] = field(default_factory=dict)
+    _baselines: Tensor | None = None
+    _dtype: torch.dtype = torch.float32
+
+    def take(
+        self,
+        probe: Probe,
+        baselines: Tensor,
+        generation: int,
+        when: When,
+        previous: Snapshot | None = None,
+        reference: Snapshot | None = None,
+    ) -> Snapshot:
+        """Take a snapshot.
+
+        Args:
+            probe: the images, with their targets settled or not.
+            baselines: ``(R, C, H, W)``, as the model takes them.
+            generation: which baselines these are.
+            when: the occasion.
+            previous: the snapshot before, for drift.
+            reference: the snapshot that drift is measured from.
+
+        Returns:
+            The snapshot of the whole probe, the same in every process.
+
+        """
+        self._baselines, self._dtype = baselines, probe.dtype
+        rows, own = self.ranks.share(len(probe))
+        explanation, prediction, values, error = None, None, {}, None
+        try:
+            images = probe.inputs(rows, self.device)
+            with torch.no_grad():
+                output = self.explainer.forward(images)
+            prediction = predicted_class(output) if self.explainer.scores_logits else torch.full_like(rows, -1)
+            target = prediction if probe.targets is None else probe.targets[rows]
+            explanation = self.explainer(images, baselines, target.to(self.device), image_index=rows.tolist())
+            floor = F.noise_floor(explanation.draws, explanation.baseline_index, seed=self.seed)
+        except Exception as problem:
+            error = problem
+        if not self.ranks.all(error is None):  # before anything is gathered, so that nobody waits for who failed
+            raise error if error is not None else RuntimeError("the explanation failed in another process")
+        assert explanation is not None
+        assert prediction is not None
+
+        def whole(share: Tensor) -> Tensor:
+            return self.ranks.gather(share.to(self.device), len(probe))
+
+        snapshot = Snapshot(
+            epoch=when.epoch,
+            step=when.step,
+            when=when.kind,
+            layer=explanation.layer,
+            baselines=generation,
+            # Rounded as it will be stored, so that a resumed run measures drift from the same bits.
+            attribution=round_maps(whole(explanation.attribution)),
+            target=whole(explanation.target),
+            prediction=whole(prediction),
+            score=whole(explanation.score),
+            baseline_score=whole(explanation.baseline_score),
+            completeness_gap=whole(explanation.completeness_gap),
+            off_grid=whole(explanation.off_grid),
+            noise_floor=None if floor is None else whole(floor),
+        )
+        drift = _drift(snapshot, previous, reference)
+        values = {
+            **_describe(snapshot),
+            **self._measure(probe, explanation, snapshot, images, own),
+            **drift.pop("values"),
+            **_change(snapshot, previous),
+        }
+        finite = {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
+        return replace(snapshot, metrics=finite, **drift)
+
+    def _measure(
+        self, probe: Probe, explanation: Explanation, snapshot: Snapshot, images: Tensor, own: int
+    ) -> dict[str, float]:
+        """Value of each metric that has one; a metric that fails is left out, and told of, in every process alike."""
+        share = {
+            "images": images[:own].float(),
+            "attribution": explanation.attribution[:own],
+            "target": explanation.target[:own],
+        }
+        everything: dict[str, Any] = {
+            "attribution": snapshot.attribution,
+            "target": snapshot.target,
+            "score": snapshot.score,
+            "baseline_score": snapshot.baseline_score,
+            "off_grid": snapshot.off_grid,
+        }
+        if probe.masks is not None:
+            everything["mask"] = probe.masks
+        values: dict[str, float] = {}
+        self.failures = {}
+        for key, metric in self.metrics.items():
+            takes_images = "images" in metric._filter_kwargs(**share)
+            if isinstance(metric, (m.RelevanceMass, m.PointingGame)) and probe.masks is None:
+                continue
+            error: Exception | None = None
+            bound = self._bind(metric)
+            try:
+                metric.reset()
+                metric.to(self.device if takes_images else "cpu")
+                metric.sync_on_compute = takes_images
+                if own or not takes_images:
+                    metric.update(**metric._filter_kwargs(**(share if takes_images else everything)))
+                if not takes_images:
+                    values[key] = float(metric.compute())
+            except Exception as problem:
+                error = problem
+            try:
+                if takes_images and self.ranks.all(error is None):
+                    values[key] = float(metric.compute())
+            except Exception as problem:
+                error = problem
+            finally:
+                for name in bound:  # the metric outlives the fit; the model need not
+                    setattr(metric, name, None)
+                metric.reset()
+            if error is not None:
+                self.failures[key] = error
+        return values
+
+    def _bind(self, metric: Metric) -> list[str]:
+        """Give a metric the model, unless the user did, and return the names of what was given."""
+        bound = []
+        if getattr(metric, "score_fn", 0) is None:
+            probability = isinstance(metric, (m.InsertionAUC, m.DeletionAUC))
+
+            def score(images: Tensor, target: Tensor) -> Tensor:
+                return self.explainer.scores(self._as_inputs(images), target, probability=probability)
+
+            metric.score_fn = score
+            bound.append("score_fn")
+        if getattr(metric, "explain_fn", 0) is None:
+
+            def explain(images: Tensor, target: Tensor) -> Tensor:
+                return self.explainer(self._as_inputs(images), self._baselines, target).attribution
+
+            metric.explain_fn = explain
+            bound.append("explain_fn")
+        return bound
+
+    def _as_inputs(self, images: Tensor) -> Tensor:
+        if not self._dtype.is_floating_point:
+            images = images.round()
+        return images.to(self._dtype)
+
+
+def reference_of(snapshots: Sequence[Snapshot], generation: int) -> Snapshot | None:
+    """The snapshot that drift is measured from: the first after an epoch with these baselines."""
+    return next((s for s in snapshots if s.when == "epoch" and s.baselines == generation), None)
+
+
+def _describe(snapshot: Snapshot) -> dict[str, float | None]:
+    """What needs nothing but the maps and scores."""
+    maps, off_grid = snapshot.attribution, snapshot.off_grid
+    placed = maps.flatten(1).sum(1)
+    gap = m.CompletenessGap()
+    gap.sync_on_compute = False
+    gap.update(maps, snapshot.score, snapshot.baseline_score, off_grid)
+    finite = torch.isfinite(maps).flatten(1).all(1)
+    total = (off_grid.abs() + placed.abs())[finite].sum()
+    lost = 1 - float(finite.float().mean())
+    return {
+        "completeness_gap": float(gap.compute()),
+        "degenerate": float((maps.nan_to_num().flatten(1).amax(1) <= 0).float().mean()),
+        "off_grid": float(off_grid[finite].abs().sum() / total) if bool(off_grid.any()) else None,
+        "not_finite": lost if lost else None,
+    }
+
+
+def _change(snapshot: Snapshot, previous: Snapshot | None) -> dict[str, float | None]:
+    if previous is None or bool((snapshot.prediction < 0).any()):
+        return {}
+    return {"prediction_changed": float((snapshot.prediction != previous.prediction).float().mean())}
+
+
+def _drift(snapshot: Snapshot, previous: Snapshot | None, reference: Snapshot | None) -> dict[str, Any]:
+    """Drift per image and pooled; nothing across a change of baselines, layer or targets."""
+    values: dict[str, float | None] = {"drift/noise_floor": _mean(snapshot.noise_floor)}
+    result: dict[str, Any] = {"values": values}
+    if _comparable(snapshot, reference):
+        assert reference is not None
+        result["drift_reference"] = F.rank_drift(snapshot.attribution, reference.attribution)
+        values["drift/reference"] = _mean(result["drift_reference"])
+    if _comparable(snapshot, previous):
+        assert previous is not None
+        now, before = snapshot.attribution, previous.attribution
+        drift = result["drift_previous"] = F.rank_drift(now, before)
+        values["drift/previous"] = _mean(drift)
+        values["drift/ssim"] = _mean(F.ssim_drift(now, before))
+        values["drift/top_iou"] = _mean(F.top_iou_drift(now, before))
+        values["drift/centre_shift"] = _mean(F.centre_shift(now, before))
+        if snapshot.noise_floor is not None and previous.noise_floor is not None:
+            known = torch.isfinite(drift)
+            beyond = drift > torch.maximum(snapshot.noise_floor, previous.noise_floor)
+            values["drift/significant"] = _mean(beyond[known].float())
+    return result
+
+
+def _comparable(snapshot: Snapshot, other: Snapshot | None) -> bool:
+    return (
+        other is not None
+        and other.baselines == snapshot.baselines
+        and other.layer == snapshot.layer
+        and other.attribution.shape == snapshot.attribution.shape
+        and torch.equal(other.target, snapshot.target)
+    )
+
+
+def _mean(values: Tensor | None) -> float | None:
+    """The mean of the finite values, or ``None`` where there is none."""
+    if values is None:
+        return None
+    finite = values[torch.isfinite(values)]
+    return float(finite.mean()) if len(finite) else None
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

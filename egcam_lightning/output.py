@@ -1,0 +1,102 @@
+"""Everything a snapshot is shown by: the run folder, the pictures in the loggers, and the page."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from egcam_lightning.faults import Faults
+from egcam_lightning.sinks import Sink, find_sinks
+from egcam_lightning.snapshot import History, Snapshot
+from egcam_lightning.store import RunFolder
+
+_PAGE_SECONDS = 5.0  # the page is not rebuilt more often than this, so that it can be watched but costs little
+
+
+def run_directory(trainer: Trainer, save_dir: str | None, prefix: str) -> Path:
+    """The folder of a run: ``save_dir``, else where ModelCheckpoint would write, then the prefix."""
+    if save_dir is not None:
+        return Path(save_dir) / prefix
+    if trainer.loggers:
+        logger = trainer.loggers[0]
+        root = Path(logger.save_dir if logger.save_dir is not None else trainer.default_root_dir)
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        return root / str(logger.name) / version / prefix
+    root = Path(trainer.default_root_dir)
+    taken = [int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdigit()]
+    return root / f"version_{max(taken, default=-1) + 1}" / prefix
+
+
+class Output:
+    """Shows snapshots: lives in the first process only.
+
+    Args:
+        folder: the run folder.
+        loggers: the Trainer's loggers.
+        history: the past, empty for a new run.
+        faults: what failures are handed to; one destination that fails stops no other.
+
+    """
+
+    def __init__(self, folder: Path, loggers: list[Any], history: History, faults: Faults) -> None:
+        self._guard = faults.guard
+        self._folder = RunFolder(folder)
+        self._opened = False
+        self._page_due = 1
+        self._page_time = -math.inf
+        find = partial(find_sinks, loggers, folder, history.prefix)
+        self._sinks: list[Sink] = faults.guard("finding where pictures go", find) or []
+
+    @property
+    def page(self) -> Path:
+        """Where the timeline page is written."""
+        return self._folder.path / "report.html"
+
+    def add(self, snapshot: Snapshot, history: History) -> None:
+        """Write and show a snapshot, the last one of ``history``."""
+        self._guard("writing the history", lambda: self._write(snapshot, history))
+        pictures = self._guard("drawing the pictures", lambda: _draw(snapshot, history))
+        if pictures is not None:
+            for sink in self._sinks:
+                task = f"showing pictures ({type(sink).__name__})"
+                self._guard(task, partial(sink.log_snapshot, snapshot, history, pictures))
+        # At growing intervals, so that a run of n snapshots does not cost n^2.
+        if len(history) >= self._page_due and time.monotonic() - self._page_time >= _PAGE_SECONDS:
+            self._build_page(history)
+
+    def finish(self, history: History) -> None:
+        """Build the page a last time, and show it."""
+        if not len(history):
+            return
+        path = self._build_page(history)
+        if path is not None:
+            for sink in self._sinks:
+                self._guard(f"showing the page ({type(sink).__name__})", partial(sink.log_page, path))
+
+    def _write(self, snapshot: Snapshot, history: History) -> None:
+        if not self._opened:  # not before there is something to write: a run that fails at once leaves nothing
+            self._folder.open(history.probe, history.prefix, history.snapshots[:-1])
+            self._opened = True
+        self._folder.append(snapshot)
+
+    def _build_page(self, history: History) -> Path | None:
+        def build() -> Path:
+            from egcam_lightning.report import build_report
+
+            return build_report(history, self.page)
+
+        self._page_due = math.ceil(len(history) * 1.25) + 1
+        built: Path | None = self._guard("building the page", build)
+        self._page_time = time.monotonic()
+        return built
+
+
+def _draw(snapshot: Snapshot, history: History) -> Any:
+    from egcam_lightning.render import draw
+
+    return draw(snapshot, history.probe)

@@ -1,0 +1,111 @@
+"""The probe: the fixed images that every snapshot looks at, and the classes explained on them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egcam_lightning.batches import Key, find_images, find_labels, find_masks, get, take
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Fixed images, as the model takes them, and what is known of them.
+
+    Attributes:
+        images: ``(N, C, H, W)``, rounded to their storage type, on the CPU.
+        labels: ``(N,)`` int64, or ``None``.
+        masks: ``(N, H, W)`` bool, where the object is, or ``None``.
+        targets: ``(N,)`` int64, the explained classes; ``None`` as long as they are not settled.
+        dtype: the type in which the model takes them.
+
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    masks: Tensor | None = None
+    targets: Tensor | None = None
+    dtype: torch.dtype = torch.float32
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @classmethod
+    def from_batch(cls, batch: Any, num_images: int, input_key: Key | None, masks_key: Key | None) -> Probe:
+        """Take the first ``num_images`` of a batch that has been through all transfers.
+
+        Raises:
+            ValueError: where the batch has no images, or no masks of their size under ``masks_key``.
+
+        """
+        path = find_images(batch, input_key)
+        labels = find_labels(batch, path)
+        masks = None if masks_key is None else find_masks(batch, path, masks_key)
+        size = len(get(batch, path))
+
+        def part(where: Any) -> Tensor | None:
+            found = None if where is None else take(get(batch, where), num_images, size)
+            return None if found is None else found.detach().cpu()
+
+        images, label, mask = part(path), part(labels), part(masks)
+        assert images is not None
+        return cls(
+            images=to_storage(images),
+            labels=None if label is None else label.reshape(-1).long(),
+            masks=None if mask is None else (mask.reshape(len(mask), *images.shape[2:]) != 0),
+            dtype=images.dtype,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the images and labels: equal fingerprints, same probe."""
+        digest = hashlib.sha256(repr((tuple(self.images.shape), str(self.images.dtype))).encode())
+        digest.update(self.images.contiguous().view(torch.uint8).numpy().tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def inputs(self, rows: Tensor, device: torch.device) -> Tensor:
+        """``(len(rows), C, H, W)``: the images as the model takes them."""
+        return self.images[rows].to(device, self.dtype)
+
+    def with_targets(self, targets: Tensor) -> Probe:
+        """The same probe with its explained classes settled."""
+        return replace(self, targets=targets.cpu().long())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but what the data set gives again, as plain tensors and strings."""
+        return {
+            "images": self.images,
+            "labels": self.labels,
+            "masks": self.masks,
+            "targets": self.targets,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Probe:
+        """The probe that :meth:`state_dict` was taken of."""
+        fields = {name: state[name] for name in ("images", "labels", "masks", "targets")}
+        return cls(**fields, dtype=getattr(torch, state["dtype"]))
+
+
+def to_storage(images: Tensor) -> Tensor:
+    """Round images to the type in which a checkpoint keeps them, before anything is computed from them.
+
+    Whole numbers stay as they are; floating numbers become float16 where their range allows, otherwise float32.
+    """
+    if not images.is_floating_point() or images.dtype == torch.float16:
+        return images.clone()
+    return images.to(storage_dtype(images))
+
+
+def storage_dtype(images: Tensor) -> torch.dtype:
+    """``torch.float16`` where it holds the values, otherwise ``torch.float32``."""
+    fits = bool(images.abs().amax() < torch.finfo(torch.float16).max)  # False for NaN too
+    return torch.float16 if fits else torch.float32
