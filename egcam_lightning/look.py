@@ -254,7 +254,7 @@ def _describe(snapshot: Snapshot) -> dict[str, float | None]:
     gap = m.CompletenessGap()
     gap.sync_on_compute = False
     gap.update(maps, snapshot.score, snapshot.baseline_score, off_grid)
-    finite = torch.isfinite(maps).flatten(1).all(1)
+    finite = torch.isfinite(maps).flatten(1).all(1) & torch.isfinite(snapshot.score)
     total = (off_grid.abs() + placed.abs())[finite].sum()
     lost = 1 - float(finite.float().mean())
     return {

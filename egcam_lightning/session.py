@@ -208,7 +208,7 @@ class Session:
             self._faults.report(f"the metric {key!r}", error)
         if "not_finite" in snapshot.metrics:
             share = snapshot.metrics["not_finite"]
-            message = f"The model gives NaN or infinity: {share:.0%} of the maps are not finite."
+            message = f"The model gives NaN or infinity: {share:.0%} of the explanations are not finite."
             self._faults.warn(message, kind="not finite")
         elif snapshot.metrics.get("degenerate") == 1:
             self._faults.warn("No map has anything positive: every heatmap is empty.")

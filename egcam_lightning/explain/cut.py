@@ -209,8 +209,8 @@ def gradient_at(leaf: Tensor, score: Tensor) -> Tensor | None:
 
 
 def varies(tensor: Tensor) -> bool:
-    """Whether the rows differ at all."""
-    return bool((tensor != tensor[:1]).any())
+    """Whether the rows differ at all; NaN, which differs from itself, does not count."""
+    return bool((tensor.nan_to_num() != tensor[:1].nan_to_num()).any())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
