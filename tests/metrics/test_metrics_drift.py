@@ -104,6 +104,13 @@ def test_top_iou_drift_gives_ties_to_the_first_cell_and_keeps_at_least_one():
     assert float(top_iou_drift(a, b)) == 0.0  # round(0.2 * 4) = 1 cell, the first of the two
 
 
+def test_top_iou_drift_rounds_the_number_of_cells():
+    a = torch.arange(14.0).view(1, 2, 7)  # 0.2 of 14 cells is 2.8, three of them: 13, 12 and 11
+    b = a.clone()
+    b[0, 0, :2] = 20.0  # 13, 1 and 0
+    assert float(top_iou_drift(a, b)) == pytest.approx(1 - 1 / 5)
+
+
 def test_centre_shift_by_hand():
     a, b = torch.zeros(1, 3, 4), torch.zeros(1, 3, 4)
     a[0, 0, 0], a[0, 2, 0] = 2.0, 2.0  # centre at (1, 0)
@@ -195,6 +202,23 @@ def test_the_floor_by_hand_where_every_split_gives_the_same():
     draws = torch.cat([wild] * 4)
     index = torch.arange(4).repeat_interleave(2)[:, None]
     assert float(noise_floor(draws, index)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_floor_is_a_quantile_over_halves_of_the_baselines():
+    draws = randn(8, 1, 3, 3)
+    index = torch.tensor([5, 1, 9, 2, 1, 9, 2, 5])[:, None]
+    means = {row: draws[index[:, 0] == row].mean(0) for row in (1, 2, 5, 9)}
+    halves = [((1, 2), (5, 9)), ((1, 5), (2, 9)), ((1, 9), (2, 5))]  # all there are
+    drifts = [float(rank_drift(means[a] + means[b], means[c] + means[d])) for (a, b), (c, d) in halves]
+    assert len(set(drifts)) == 3
+
+    def floor(**options):
+        return float(noise_floor(draws, index, num_splits=64, **options))
+
+    assert floor(quantile=0.0) == pytest.approx(min(drifts), abs=1e-5)
+    assert floor(quantile=0.5) == pytest.approx(sorted(drifts)[1], abs=1e-5)
+    assert floor() == pytest.approx(max(drifts), abs=1e-5)
+    assert floor() == floor(quantile=0.95)
 
 
 def test_the_floor_needs_four_baselines():
