@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import shutil
 import time
 from dataclasses import replace
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from synthetic_history import CLASSES, make_history
+from torch.nn.functional import interpolate
 
 from egcam_lightning.report import build_report
 from egcam_lightning.snapshot import History, ProbeImages, Snapshot
@@ -266,6 +269,22 @@ def test_a_hot_quadrant_is_drawn_hot_in_that_quadrant_and_nowhere_else(show):
             assert part.min() > 60 if (y, x) == hot else part.max() <= 2, (image, y, x)
 
 
+def test_maps_are_drawn_as_torch_interpolates_them(show):
+    history = hot_quadrants(grid=(4, 6))
+    maps = torch.randn(4, 4, 6, generator=torch.Generator().manual_seed(0))
+    page = show(replace(history, snapshots=(replace(history[0], attribution=maps),)))
+    page.locator("#opacity").fill("1")
+    table = torch.from_numpy(matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3].astype(np.float32))
+    for image in range(4):
+        drawn = torch.from_numpy(pixels(page, image)).float()
+        values = torch.cdist(drawn.flatten(0, 1), table).argmin(1).view(drawn.shape[:2]) / 255
+        positive = maps[image].clamp(min=0) / maps[image].max()
+        expected = interpolate(positive[None, None], drawn.shape[:2], mode="bilinear", align_corners=False)[0, 0]
+        # Half a step of the stored bytes, one of the colours, and the canvas's own smoothing between pixels.
+        assert (values - expected).abs().mean() < 0.01
+        assert (values - expected).abs().max() < 0.06
+
+
 @pytest.mark.parametrize(("sign", "channel"), [(1.0, 0), (-1.0, 2)])
 def test_signed_maps_are_red_for_and_blue_against(show, sign, channel):
     page = show(hot_quadrants(sign))
@@ -391,6 +410,7 @@ def test_a_reload_keeps_what_was_chosen(show, history):
     page.locator(".row[data-index='4'] .tile").click()
     go(page, 5)
     before, rows = tiles(page), order(page)
+    page.wait_for_url(re.compile("at=5"))
     page.reload()
     page.wait_for_selector("html[data-ready=true]")
     assert position(page) == 5

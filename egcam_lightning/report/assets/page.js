@@ -34,7 +34,7 @@ async function start() {
   find("rows").append(...rows.map((row) => row.node));
   const charts = makeCharts();
   const chosen = { positive: data.colormaps.positive[0].name, signed: data.colormaps.signed[0].name };
-  let opened = null, timer = null, waiting = false;
+  let opened = null, timer = null, waiting = false, remembering = null;
 
   // Snapshots in which more than a tenth of the images moved beyond their floor: a few do by chance.
   const moved = data.positions.map((_, p) => Math.max(0, ...view.runs.map((run) => {
@@ -86,7 +86,9 @@ async function start() {
     drawMeans();
     find("previous-moved").disabled = !jumps.some((p) => p < view.position);
     find("next-moved").disabled = !jumps.some((p) => p > view.position);
-    remember();
+    // Browsers limit how often an address may change, so it waits until things are still.
+    clearTimeout(remembering);
+    remembering = setTimeout(remember, 250);
   }
 
   function sayWhen() {
@@ -188,6 +190,7 @@ async function start() {
     const narrow = window.innerWidth < 700;
     view.tile = narrow ? 96 : 124;
     view.thumb = narrow ? 46 : 60;
+    for (const run of view.runs) run.room = undefined;
     redraw();
   }
 

@@ -121,10 +121,11 @@ class Row {
   /** As many snapshots as fit, the current one among them; below them the drift of all. */
   drawStrip(cell) {
     const { run, strip } = cell, { view, index: i } = this, { style } = view;
-    const room = Math.floor(strip.parentNode.getBoundingClientRect().width - stripInset(cell));
+    // Measured once for all rows, since asking makes the browser lay the page out anew.
+    run.room ??= Math.floor(cell.node.getBoundingClientRect().width - stripInset(cell));
     const side = fitInto(run, view.thumb), gap = 4, count = view.labels.length;
     cell.pitch = side.width + gap;
-    cell.columns = chooseColumns(Math.max(1, Math.min(count, Math.floor((room + gap) / cell.pitch))), count, view);
+    cell.columns = chooseColumns(Math.max(1, Math.min(count, Math.floor((run.room + gap) / cell.pitch))), count, view);
     cell.below = side.height + 22;
     const drifts = run.snapshots.map((s) => s.drift?.[i] ?? 0), floors = run.snapshots.map((s) => s.floor?.[i] ?? 0);
     const most = Math.max(...drifts, ...floors), barHeight = Math.max(...drifts) > 0 ? 30 : 0;
@@ -228,7 +229,7 @@ class Row {
       const of = (field) => snapshot?.[field]?.[i] ?? null;
       const full = snapshot && this.fullColour(run, snapshot);
       const lines = [["score", of("score")], ["of the baselines", of("baseline")], ["completeness gap", of("gap")], ["off the grid", of("offGrid")],
-        ["drift, previous", of("drift")], ["drift, first epoch", of("reference")], ["noise floor", of("floor")], ["full colour, a cell", full]];
+        ["drift, previous", of("drift")], ["drift, first epoch", of("reference")], ["noise floor", of("floor")], ["cell at full colour", full]];
       more.replaceChildren(...lines.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, element("data", { value: value ?? "" }, format(value))))));
     }
     for (const chart of this.charts) chart.move(view.position);
