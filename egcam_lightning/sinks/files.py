@@ -31,7 +31,8 @@ class FileSink:
         from PIL import Image
 
         buffer = BytesIO()
-        Image.fromarray(pictures.sheet()).save(buffer, "PNG")
+        # Training waits meanwhile: a tenth larger, and more than twice as fast.
+        Image.fromarray(pictures.sheet()).save(buffer, "PNG", compress_level=1)
         name = f"epoch={snapshot.epoch:04d}-step={snapshot.step:06d}.png"
         replace_file(self.folder / name, buffer.getvalue())
 
