@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from egcam_lightning.metrics.functional import (
     block_effects,
     blurred,
+    centre_shift,
     class_scores,
     completeness_gap,
     complexity,
@@ -20,10 +21,14 @@ from egcam_lightning.metrics.functional import (
     infidelity_of,
     insertion_auc,
     max_sensitivity,
+    noise_floor,
     pointing_game,
     random_blocks,
+    rank_drift,
     relevance_mass,
     sparseness,
+    ssim_drift,
+    top_iou_drift,
 )
 from egcam_lightning.metrics.functional._maps import spread
 
@@ -354,6 +359,42 @@ class TestHalfPrecision:
             )
             torch.testing.assert_close(value, whole, rtol=1e-3, atol=1e-3)
         assert seen == {dtype}
+
+
+class TestAutocast:
+    def test_no_value_loses_digits_inside_autocast(self, world):
+        draws, index = randn(12, 5, 6, 6), torch.arange(12)[:, None].expand(12, 5)
+
+        def values():
+            return [
+                infidelity(total, world.images, world.maps, world.target),
+                insertion_auc(total, world.images, world.maps, world.target),
+                relevance_mass(world.maps, world.masks),
+                pointing_game(world.maps, world.masks),
+                complexity(world.maps),
+                consensus(world.maps, world.target),
+                completeness_gap(world.maps, torch.arange(5.0), torch.zeros(5)),
+                noise_floor(draws, index),
+                *(distance(draws[0], draws[1]) for distance in (rank_drift, ssim_drift, top_iou_drift, centre_shift)),
+            ]
+
+        expected = values()
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = values()
+        for ours, value in zip(inside, expected, strict=True):
+            assert torch.equal(ours, value)
+
+    def test_the_model_runs_in_the_precision_around_it(self, world):
+        seen = set()
+
+        def score(images, target):
+            logits = world.model(images)
+            seen.add(logits.dtype)
+            return logits.gather(1, target[:, None])[:, 0]
+
+        with torch.autocast("cpu", torch.bfloat16):
+            infidelity(score, world.images, world.maps, world.target)
+        assert seen == {torch.bfloat16}
 
 
 OK = torch.rand(2, 1, 8, 8), torch.rand(2, 4, 4), torch.tensor([0, 1])

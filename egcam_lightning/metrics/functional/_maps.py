@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
+
+
+def full_precision(function: Callable[Rest, Result]) -> Callable[Rest, Result]:
+    """Run a function of tensors without autocast: inside a validation step it would round products to 8 bits."""
+
+    @functools.wraps(function)
+    def run(*args: Rest.args, **kwargs: Rest.kwargs) -> Result:
+        devices = [value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        with torch.autocast(devices[0] if devices else "cpu", enabled=False):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def check_maps(maps: Tensor, name: str = "attribution") -> Tensor:
@@ -96,6 +113,7 @@ def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return interpolate(maps[:, None], size=size, mode=_MODES[len(size)], align_corners=False)[:, 0]
 
 
+@full_precision
 def spread(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     """Hand out what each cell of ``(B, h, w)`` holds to the pixels of ``(B, *size)``.
 
@@ -109,6 +127,7 @@ def spread(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return maps
 
 
+@full_precision
 def blurred(images: Tensor, sigma: float | None = None) -> Tensor:
     """Blur images so far that what a block of them shows is gone, and their mean colour stays.
 

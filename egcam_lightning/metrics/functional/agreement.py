@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from egcam_lightning.metrics.functional._maps import check_maps, check_target, positive_part
+from egcam_lightning.metrics.functional._maps import check_maps, check_target, full_precision, positive_part
 
 
 def directions(attribution: Tensor) -> Tensor:
@@ -20,6 +20,7 @@ def directions(attribution: Tensor) -> Tensor:
     return torch.where(finite, vectors, torch.nan)
 
 
+@full_precision
 def consensus_of(vectors: Tensor, target: Tensor) -> Tensor | None:
     """Mean product of unit vectors ``(N, n)`` over pairs with different targets ``(N,)``, or ``None`` without one.
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from egcam_lightning.metrics.functional._maps import check_maps, check_pair, where_finite
+from egcam_lightning.metrics.functional._maps import check_maps, check_pair, full_precision, where_finite
 
 
 def _settle(distance: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -59,6 +59,7 @@ def rank_drift(first: Tensor, second: Tensor) -> Tensor:
     return _settle((1 - (a * b).sum(1) / norm).clamp(0, 2), first, second)
 
 
+@full_precision
 def ssim_drift(first: Tensor, second: Tensor) -> Tensor | None:
     """1 - structural similarity of two signed maps; lower is more alike.
 
@@ -139,6 +140,7 @@ def top_iou_drift(first: Tensor, second: Tensor, *, share: float = 0.2) -> Tenso
     return _settle(1 - (a & b).sum(1) / (a | b).sum(1), first, second)
 
 
+@full_precision
 def centre_shift(first: Tensor, second: Tensor) -> Tensor:
     """How far the centre of mass of the positive part moved, as a share of the grid's diagonal; lower is more alike.
 
@@ -179,6 +181,7 @@ def centre_shift(first: Tensor, second: Tensor) -> Tensor:
     return where_finite(torch.where(~some_a & ~some_b, 0.0, distance), first, second)
 
 
+@full_precision
 def noise_floor(
     draws: Tensor, baseline_index: Tensor, *, num_splits: int = 16, quantile: float = 0.95, seed: int = 0
 ) -> Tensor | None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from egcam_lightning.metrics.functional._maps import check_images, check_replacement, spread, where_finite
+from egcam_lightning.metrics.functional._maps import (
+    check_images,
+    check_replacement,
+    full_precision,
+    spread,
+    where_finite,
+)
 from egcam_lightning.metrics.functional._protocol import ScoreFunction, over_points
 
 # The side of a block, as a share of the image's shorter side: from a detail to most of an object.
@@ -44,6 +50,12 @@ def random_blocks(size: tuple[int, ...], num_blocks: int, seed: int) -> Tensor:
         inside = (place >= start[:, None]) & (place < (start + side)[:, None])
         blocks &= inside.view(num_blocks, *(length if i == axis else 1 for i in range(len(size))))
     return blocks
+
+
+@full_precision
+def _sums_over(maps: Tensor, blocks: Tensor) -> Tensor:
+    """Sum each map ``(B, H, W)`` over each block ``(P, H, W)``: ``(B, P)`` float32."""
+    return maps.flatten(1).float() @ blocks.flatten(1).T.float()
 
 
 def block_effects(
@@ -93,7 +105,7 @@ def block_effects(
     if num_perturbations < 1:
         raise ValueError(f"num_perturbations must be at least 1, got {num_perturbations}.")
     blocks = random_blocks(tuple(images.shape[2:]), num_perturbations, seed).to(images.device)
-    predicted = spread(attribution, tuple(images.shape[2:])).flatten(1).float() @ blocks.flatten(1).T.float()
+    predicted = _sums_over(spread(attribution, tuple(images.shape[2:])), blocks)
 
     def evaluate(point: Tensor, image: Tensor) -> Tensor:
         mixed = torch.where(blocks[point, None], replacement[image], images[image].float())
@@ -104,7 +116,7 @@ def block_effects(
             scores = over_points(lambda _, image: score_fn(images[image], target[image]), 1, target, chunk_size)[:, 0]
         elif scores.shape != target.shape:
             raise ValueError(f"scores must have shape {tuple(target.shape)}, got {tuple(scores.shape)}.")
-        drop = scores.float()[:, None] - over_points(evaluate, num_perturbations, target, chunk_size)
+        drop = scores.to(images.device).float()[:, None] - over_points(evaluate, num_perturbations, target, chunk_size)
     return predicted, drop
 
 
