@@ -108,8 +108,10 @@ class RunFolder:
         """
         snapshots = tuple(snapshots)
         (self.path / "maps").mkdir(parents=True, exist_ok=True)
-        arrays = {"images": probe.images, "labels": probe.labels, "masks": probe.masks}
-        write_npz(self.path / "probe.npz", {k: v.cpu().numpy() for k, v in arrays.items() if v is not None})
+        types = {"images": torch.uint8, "labels": torch.int64, "masks": torch.bool}
+        tensors = {name: getattr(probe, name) for name in types}
+        arrays = {k: v.detach().cpu().to(types[k]).numpy() for k, v in tensors.items() if v is not None}
+        write_npz(self.path / "probe.npz", arrays)
         lines = [_encode(_header(probe, prefix)), *(self._write_maps(snapshot) for snapshot in snapshots)]
         replace_file(self.path / "history.jsonl", b"".join(lines))
         self._keys = {snapshot.key for snapshot in snapshots}

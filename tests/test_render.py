@@ -180,6 +180,26 @@ def test_a_caption_says_what_is_known():
     )
 
 
+def test_right_is_what_was_labelled_not_what_is_explained():
+    probe = make_probe(1, labels=torch.tensor([0]), class_names=("cat", "dog"))
+    one = torch.tensor([1])
+    assert "✗ predicted dog, labelled cat · explains dog" in caption(probe, prediction=one, target=one)
+    assert "✓ predicted cat · explains dog" in caption(probe, target=one)
+
+
+def test_right_and_wrong_have_their_own_ink_on_the_sheet():
+    probe = make_probe(1, 128, 128, labels=torch.tensor([0]))
+
+    def ink(prediction: int) -> set[tuple[int, ...]]:
+        sheet = draw(make_snapshot(torch.ones(1, 2, 2), prediction=torch.tensor([prediction])), probe).sheet()
+        return {tuple(colour) for colour in sheet[58 + 128 : 58 + 128 + 24].reshape(-1, 3).tolist()}
+
+    right, wrong = ink(0), ink(1)
+    assert any(green > red + 60 for red, green, _ in right)
+    assert not any(green > red + 60 for red, green, _ in wrong)
+    assert any(red > green + 100 for red, green, _ in wrong)
+
+
 def test_without_labels_nothing_is_called_right_or_wrong():
     text = caption(prediction=torch.tensor([7]))
     assert "predicted 7" in text
