@@ -11,7 +11,6 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from synthetic_history import make_history
 
 from egcam_lightning.report import build_report
 from egcam_lightning.report.__main__ import main, run_names
@@ -19,6 +18,8 @@ from egcam_lightning.report.payload import MAX_GRID, alignment_keys, build_paylo
 from egcam_lightning.report.summary import place, summarise
 from egcam_lightning.snapshot import History, Snapshot
 from egcam_lightning.store import RunFolder
+
+from .synthetic_history import make_history
 
 
 def change_last(history: History, **metrics: float | None) -> History:
