@@ -203,7 +203,8 @@ def _last_cut(
             "`reshape_transform` where its output is laid out in a way of its own."
         )
     wide = [c for c in candidates if min(c.layout.grid) >= _MIN_SIDE]
-    narrow = sorted((c for c in candidates if c not in wide), key=lambda c: -_cells(c))
+    # Of equal grids the deepest, as above: sorting keeps the order.
+    narrow = sorted((c for c in reversed(candidates) if c not in wide), key=lambda c: -_cells(c))
     carrier = carrier_like(images)
     evidence = forward if head is None else _input_of(head, forward)
     for candidate in [*reversed(wide), *narrow]:
