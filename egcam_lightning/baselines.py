@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from egcam_lightning.batches import Key, find_images, get
 from egcam_lightning.data import evenly_spaced_batch, first_loader, to_model
 from egcam_lightning.explain.draws import generator_for
+from egcam_lightning.faults import Faults
 from egcam_lightning.probe import Probe, to_storage
 from egcam_lightning.ranks import Ranks
 from egcam_lightning.reservoir import BaselineReservoir, split_sizes
@@ -26,6 +27,7 @@ class Baselines:
 
     The first serve until the second are complete. Where training data cannot be indexed, the sample so far serves
     instead, as a generation of its own each time (a negative number), since drift is never taken across a change.
+    A sample that a checkpoint does not hold is drawn anew, from a whole epoch, and is the next generation.
 
     Args:
         size: how many.
@@ -39,27 +41,60 @@ class Baselines:
         self._seed = seed
         self._limit = limit
         self._rank = 0
+        self._world = 1
         self._reservoir = BaselineReservoir(size, seed)
         self._initial: Tensor | None = None
         self._chosen: Tensor | None = None
+        self._generation = 0  # of the last complete sample
+        self._resumed_world: int | None = None  # how many processes saw what a checkpoint's unfinished sample is of
         self.open = True
 
-    def prepare(self, trainer: Trainer, pl_module: LightningModule, input_key: Key | None) -> None:
-        """Collect the first generation, without moving a loader or generator."""
-        if self._chosen is not None:
-            return
+    def collect(
+        self, trainer: Trainer, pl_module: LightningModule, input_key: Key | None, faults: Faults
+    ) -> Tensor | None:
+        """Collect the first generation, where it is needed, without moving a loader or generator.
+
+        Returns:
+            ``(R, C, H, W)`` on the CPU, rounded to their storage type; ``None`` where the data cannot be indexed.
+
+        """
+
+        def read() -> Any:
+            found = evenly_spaced_batch(first_loader(trainer.train_dataloader), self._size)
+            return None if found is None else to_model(trainer, pl_module, found[0], validating=False)
+
+        batch = faults.guard("reading training images", read) if self._chosen is None else None
+        return None if batch is None else to_storage(get(batch, find_images(batch, input_key)).detach()).cpu()
+
+    def prepare(self, trainer: Trainer, ranks: Ranks, collected: Tensor | None) -> None:
+        """Begin a fit.
+
+        Args:
+            trainer: the Trainer.
+            ranks: its processes.
+            collected: the first generation, from :meth:`collect`.
+
+        """
+        self._rank, self._world = ranks.rank, ranks.world
         if trainer.num_training_batches == float("inf") and self._limit is None:
             self._limit = _ENDLESS
-        self._rank = int(trainer.global_rank)
-        if self._reservoir.seen == 0:  # each process samples its own stream, in its own way
-            self._reservoir = BaselineReservoir(self._size, int(generator_for(self._seed, self._rank).initial_seed()))
-        found = evenly_spaced_batch(first_loader(trainer.train_dataloader), self._size)
-        if found is not None:
-            batch = to_model(trainer, pl_module, found[0], validating=False)
-            images = get(batch, find_images(batch, input_key))
-            self._initial = to_storage(images.detach()).cpu()
-            if self._initial.dtype == torch.float32 and self._reservoir.seen == 0:
-                self._reservoir = BaselineReservoir(self._size, self._reservoir_seed(), torch.float32)
+        if self._chosen is not None:
+            return
+        self._initial = collected
+        if self._resumed_world is not None and max(self._resumed_world, ranks.world) > 1:
+            # A checkpoint holds what the first process saw; what the others saw is lost.
+            rank_zero_info(
+                "The checkpoint was written before the sample of training images was complete, and holds one process's "
+                "part of it. The sample is drawn anew from the next whole epoch."
+            )
+            self._renew()
+        if self._reservoir.seen == 0:
+            self._renew()
+        self._resumed_world = None
+
+    def wants(self, batch_idx: int) -> bool:
+        """Whether a training batch should pass by. A sample of an epoch begins with the epoch."""
+        return self.open and (batch_idx == 0 or self._reservoir.seen > 0 or self._limit is not None)
 
     def update(self, images: Tensor) -> None:
         """Let a training batch pass by."""
@@ -79,53 +114,81 @@ class Baselines:
             ``None`` where there are none yet.
 
         """
-        complete = ranks.all(not self.open)
-        if self._chosen is None and complete:
-            self._chosen = self._merged(ranks, device)
+        if self._chosen is None and ranks.all(not self.open):
+            self._chosen, _ = self._merged(ranks, device)
+            self._generation += 1
             self._reservoir = BaselineReservoir(1)  # its images are no longer needed
             self._initial = None
-            self.open = False
-        if self._chosen is not None:
-            images, generation = self._chosen, 1
-        elif self._initial is not None:
+        images, generation = self._chosen, self._generation
+        if images is None:
             images, generation = self._initial, 0
-        elif self._reservoir.seen:
-            images, generation = self._reservoir.images, -self._reservoir.seen
-        else:
+        if images is None:
+            images, seen = self._merged(ranks, device)
+            generation = -seen
+        if images is None:
             return None
-        return self._fitted(images, probe).to(device, probe.dtype), generation
+        fitted = images
+        return ranks.together(lambda: self._fitted(fitted, probe).to(device, probe.dtype)), generation
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed fit goes on from."""
+    def state_dict(self, *, save_images: bool = True) -> dict[str, Any]:
+        """What a resumed fit goes on from.
+
+        Args:
+            save_images: whether it holds the images, the larger part of it.
+
+        """
+        unfinished = save_images and self._chosen is None
         return {
+            "generation": self._generation,
             "open": self.open,
-            "chosen": self._chosen,
-            "reservoir": None if self._chosen is not None else self._reservoir.state_dict(),
+            "chosen": self._chosen if save_images else None,
+            "reservoir": self._reservoir.state_dict() if unfinished else None,
+            "world": self._world,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
+        generation, world, chosen = int(state["generation"]), int(state["world"]), state["chosen"]
         if state["reservoir"] is not None:
             self._reservoir.load_state_dict(state["reservoir"])
-        self._chosen = state["chosen"]
-        self.open = bool(state["open"])
+            self._resumed_world = world
+        self._generation, self._chosen = generation, chosen
+        self.open = bool(state["open"]) if state["reservoir"] is not None else chosen is None
 
-    def _reservoir_seed(self) -> int:
-        return int(generator_for(self._seed, self._rank).initial_seed())
+    def forget(self) -> None:
+        """Let go of images that the model can no longer take, and sample anew."""
+        self._chosen = None
+        self._renew()
 
-    def _merged(self, ranks: Ranks, device: torch.device) -> Tensor:
-        """One uniform sample of what all processes saw; only the rows that are chosen travel."""
+    def _renew(self) -> None:
+        """Begin a sample; each process samples its own stream, in its own way."""
+        seed = int(generator_for(self._seed, self._rank).initial_seed())
+        exact = self._initial is not None and self._initial.dtype == torch.float32
+        self._reservoir = BaselineReservoir(self._size, seed, torch.float32 if exact else torch.float16)
+        self.open = True
+
+    def _merged(self, ranks: Ranks, device: torch.device) -> tuple[Tensor | None, int]:
+        """One uniform sample of what all processes saw, and how many images that was; only chosen rows travel."""
         reservoir = self._reservoir
-        if ranks.world == 1:
-            return reservoir.choose(len(reservoir), generator_for(self._seed, 2)).cpu()
-        seen = ranks.stack(torch.tensor(reservoir.seen, device=device)).tolist()
+        seen = [int(count) for count in ranks.stack(torch.tensor(reservoir.seen, device=device))]
+        if sum(seen) == 0:
+            return None, 0
         # The split is drawn from the shared seed, so that nobody has to tell it to the others.
         sizes = split_sizes(seen, self._size, generator_for(self._seed, 3))
-        most = max(sizes)
-        mine = reservoir.choose(sizes[ranks.rank], generator_for(self._seed, 2, ranks.rank)).to(device)
-        padded = torch.cat([mine, mine.new_zeros(most - len(mine), *mine.shape[1:])])
-        gathered = ranks.stack(padded)
-        return torch.cat([gathered[rank, :size] for rank, size in enumerate(sizes)])
+        source = next(rank for rank, count in enumerate(seen) if count)  # all take its size and type
+        generator = generator_for(self._seed, 2, ranks.rank)
+        empty: Tensor = ranks.first(reservoir.choose(0, generator).cpu() if ranks.rank == source else None, source)
+
+        def choose() -> Tensor:
+            if sizes[ranks.rank] == 0:
+                return empty.to(device)
+            rows = reservoir.choose(sizes[ranks.rank], generator).to(device)
+            if rows.shape[2:] != empty.shape[2:]:
+                rows = _resized(rows, empty.shape[2:])
+            return rows.to(empty.dtype)
+
+        rows = ranks.together(choose)
+        return ranks.join(rows, sum(sizes[: ranks.rank]), sum(sizes)), sum(seen)
 
     def _fitted(self, images: Tensor, probe: Probe) -> Tensor:
         """Training images at the probe's size."""
@@ -138,6 +201,11 @@ class Baselines:
                 f"Training images are {tuple(images.shape[2:])} and validation images {tuple(size)}: baselines are "
                 "resized to the latter."
             )
-        mode = "trilinear" if len(size) == 3 else "bilinear"
-        resized = interpolate(images.float(), size=size, mode=mode, align_corners=False)
-        return resized if probe.dtype.is_floating_point else resized.round()
+        return _resized(images, size)
+
+
+def _resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
+    """``(R, C, *size)``, of the same type."""
+    mode = "trilinear" if len(size) == 3 else "bilinear"
+    resized = interpolate(images.float(), size=size, mode=mode, align_corners=False)
+    return (resized if images.dtype.is_floating_point else resized.round()).to(images.dtype)

@@ -178,6 +178,7 @@ class ExpectedGradCAMCallback(Callback):
         self._session: Session | None = None
         self._run_dir: Path | None = None
         self._last_global_step = -1
+        self._awaits_batch = False
 
     @property
     def history(self) -> History:
@@ -201,7 +202,8 @@ class ExpectedGradCAMCallback(Callback):
         if stage != "fit":
             return
         strategy = type(trainer.strategy).__name__
-        if any(name in strategy for name in ("FSDP", "DeepSpeed", "ModelParallel")):
+        kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__]
+        if any(name in kind for kind in kinds for name in ("FSDP", "DeepSpeed", "ModelParallel")):
             raise MisconfigurationException(
                 f"ExpectedGradCAMCallback does not run under {strategy}: the weights of a layer are spread over "
                 "processes there. Use DDP, or remove the callback."
@@ -227,7 +229,7 @@ class ExpectedGradCAMCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Let training images pass by the reservoir."""
         if self._session is not None:
-            self._session.sample(batch)
+            self._session.sample(batch, batch_idx)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -245,24 +247,36 @@ class ExpectedGradCAMCallback(Callback):
         if trainer.global_step % self._every_n_train_steps == 0 and not epoch_follows:
             self._session.snapshot("step")
 
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Expect a batch."""
+        fits = trainer.state.fn == "fit" and not trainer.sanity_checking
+        self._awaits_batch = fits and self._session is not None and self._session.validates
+
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Take a snapshot at the first batch, when averaged weights are in and metrics can still be logged."""
-        if self._session is None or trainer.state.fn != "fit" or trainer.sanity_checking:
+        self._validated(trainer, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take part in the snapshot of the other processes, where this one has no batch."""
+        self._validated(trainer, None)
+
+    def _validated(self, trainer: Trainer, batch: Any) -> None:
+        """Once a validation, take a snapshot."""
+        if self._session is None or not self._awaits_batch:
             return
-        if batch_idx == 0 and dataloader_idx == 0:
-            self._session.offer(batch)
-            if self._in_epochs(trainer):
-                self._session.snapshot("epoch")
+        self._awaits_batch = False
+        self._session.offer(batch)
+        if self._in_epochs(trainer):
+            self._session.snapshot("epoch")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the epoch's snapshot where there is no validation."""
         if self._session is None:
             return
         self._record.baselines.end_epoch()
-        validates = trainer.enable_validation and trainer.val_dataloaders is not None
-        if self._in_epochs(trainer) and not validates:
+        if self._in_epochs(trainer) and not self._session.validates:
             self._session.snapshot("epoch")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,8 +123,8 @@ class Look:
         """
         self._baselines, self._dtype = baselines, probe.dtype
         rows, own = self.ranks.share(len(probe))
-        explanation, prediction, values, error = None, None, {}, None
-        try:
+
+        def explain() -> tuple[Tensor, Explanation, Tensor, Tensor | None]:
             images = probe.inputs(rows, self.device)
             with torch.no_grad():
                 output = self.explainer.forward(images)
@@ -131,12 +132,9 @@ class Look:
             target = prediction if probe.targets is None else probe.targets[rows]
             explanation = self.explainer(images, baselines, target.to(self.device), image_index=rows.tolist())
             floor = F.noise_floor(explanation.draws, explanation.baseline_index, seed=self.seed)
-        except Exception as problem:
-            error = problem
-        if not self.ranks.all(error is None):  # before anything is gathered, so that nobody waits for who failed
-            raise error if error is not None else RuntimeError("the explanation failed in another process")
-        assert explanation is not None
-        assert prediction is not None
+            return images, explanation, prediction, floor
+
+        images, explanation, prediction, floor = self.ranks.together(explain)
 
         def whole(share: Tensor) -> Tensor:
             return self.ranks.gather(share.to(self.device), len(probe))
@@ -165,7 +163,8 @@ class Look:
             **_change(snapshot, previous),
         }
         finite = {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
-        return replace(snapshot, metrics=finite, **drift)
+        # Logging waits for all processes key by key: what the first one measured is what all of them log.
+        return replace(snapshot, metrics=self.ranks.first(finite), **drift)
 
     def _measure(
         self, probe: Probe, explanation: Explanation, snapshot: Snapshot, images: Tensor, own: int
@@ -191,30 +190,30 @@ class Look:
             takes_images = "images" in metric._filter_kwargs(**share)
             if isinstance(metric, (m.RelevanceMass, m.PointingGame)) and probe.masks is None:
                 continue
-            error: Exception | None = None
+            arguments = metric._filter_kwargs(**(share if takes_images else everything))
             bound = self._bind(metric)
             try:
-                metric.reset()
-                metric.to(self.device if takes_images else "cpu")
                 metric.sync_on_compute = takes_images
-                if own or not takes_images:
-                    metric.update(**metric._filter_kwargs(**(share if takes_images else everything)))
-                if not takes_images:
-                    values[key] = float(metric.compute())
+                update = partial(self._update, metric, arguments if own or not takes_images else None)
+                if takes_images:
+                    self.ranks.together(update)
+                else:
+                    update()
+                values[key] = float(metric.compute())
+                metric.reset()
             except Exception as problem:
-                error = problem
-            try:
-                if takes_images and self.ranks.all(error is None):
-                    values[key] = float(metric.compute())
-            except Exception as problem:
-                error = problem
+                self.failures[key] = problem
             finally:
                 for name in bound:  # the metric outlives the fit; the model need not
                     setattr(metric, name, None)
-                metric.reset()
-            if error is not None:
-                self.failures[key] = error
         return values
+
+    def _update(self, metric: Metric, arguments: Mapping[str, Any] | None) -> None:
+        """Show a metric what it measures; ``None`` where this process has no image of its own."""
+        metric.reset()
+        metric.to("cpu" if arguments is not None and "images" not in arguments else self.device)
+        if arguments is not None:
+            metric.update(**arguments)
 
     def _bind(self, metric: Metric) -> list[str]:
         """Give a metric the model, unless the user did, and return the names of what was given."""

@@ -38,19 +38,19 @@ class Output:
     Args:
         folder: the run folder.
         loggers: the Trainer's loggers.
-        history: the past, empty for a new run.
+        prefix: the prefix of everything logged.
         faults: what failures are handed to; one destination that fails stops no other.
 
     """
 
-    def __init__(self, folder: Path, loggers: list[Any], history: History, faults: Faults) -> None:
+    def __init__(self, folder: Path, loggers: list[Any], prefix: str, faults: Faults) -> None:
         self._guard = faults.guard
         self._folder = RunFolder(folder)
         self._opened = False
         self._page_due = 1
         self._page_time = -math.inf
-        find = partial(find_sinks, loggers, folder, history.prefix)
-        self._sinks: list[Sink] = faults.guard("finding where pictures go", find) or []
+        self._find_sinks = partial(find_sinks, loggers, folder, prefix)
+        self._sinks: list[Sink] = []
 
     @property
     def page(self) -> Path:
@@ -61,6 +61,7 @@ class Output:
         """Write and show a snapshot, the last one of ``history``."""
         self._guard("writing the history", lambda: self._write(snapshot, history))
         pictures = self._guard("drawing the pictures", lambda: _draw(snapshot, history))
+        self._sinks = self._sinks or self._guard("finding where pictures go", self._find_sinks) or []
         if pictures is not None:
             for sink in self._sinks:
                 task = f"showing pictures ({type(sink).__name__})"
@@ -81,8 +82,9 @@ class Output:
     def _write(self, snapshot: Snapshot, history: History) -> None:
         if not self._opened:  # not before there is something to write: a run that fails at once leaves nothing
             self._folder.open(history.probe, history.prefix, history.snapshots[:-1])
-            self._opened = True
+        self._opened = False  # where the disk does not take it, the next snapshot brings all that is missing
         self._folder.append(snapshot)
+        self._opened = True
 
     def _build_page(self, history: History) -> Path | None:
         def build() -> Path:

@@ -16,6 +16,7 @@ from egcam_lightning.data import (
     to_model,
     validation_loader,
 )
+from egcam_lightning.faults import Faults
 from egcam_lightning.probe import Probe
 from egcam_lightning.snapshot import ProbeImages
 
@@ -27,11 +28,12 @@ def build_probe(
     num_images: int,
     input_key: Key | None,
     masks_key: Key | None,
+    faults: Faults,
 ) -> Probe | None:
     """Build the probe: the user's batch, else evenly spaced validation images, else training images.
 
     Returns:
-        The probe, or ``None`` where data cannot be indexed and the first validation batch must be waited for.
+        The probe, or ``None`` where data cannot be indexed, or read, and the first validation batch must be waited for.
 
     Raises:
         ValueError: where the user's batch has no images, or the data have none.
@@ -47,7 +49,12 @@ def build_probe(
     if loader is None:
         rank_zero_warn("There are no validation data: training images are explained instead.")
         loader = first_loader(trainer.train_dataloader)
-    found = evenly_spaced_batch(loader, num_images)
+
+    def read() -> tuple[Any, list[int]] | None:
+        found = evenly_spaced_batch(loader, num_images)
+        return None if found is None else (to_model(trainer, pl_module, found[0], validating=True), found[1])
+
+    found = faults.guard("reading images to explain", read)
     if found is None:
         return None
     batch, indices = found
@@ -56,7 +63,6 @@ def build_probe(
             f"Expected at least num_images={num_images} images to explain, but the data set has {len(indices)}; "
             "taking them all."
         )
-    batch = to_model(trainer, pl_module, batch, validating=True)
     return Probe.from_batch(batch, num_images, input_key, masks_key)
 
 

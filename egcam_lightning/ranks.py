@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 
 class Ranks:
@@ -52,6 +55,61 @@ class Ranks:
             return flag
         return bool(self.stack(torch.tensor(int(flag), device=self._strategy.root_device)).all())
 
-    def first(self, value: Any) -> Any:
-        """What the first process holds."""
-        return value if self.world == 1 else self._strategy.broadcast(value)
+    def first(self, value: Any, source: int = 0) -> Any:
+        """What the first process holds, or process ``source``."""
+        return value if self.world == 1 else self._strategy.broadcast(value, source)
+
+    def first_known(self, value: Any) -> Any:
+        """What the first process holds that holds anything; ``None`` where none does."""
+        if self.world == 1:
+            return value
+        known = self.stack(torch.tensor(int(value is not None), device=self._strategy.root_device))
+        return self.first(value, int(known.argmax())) if bool(known.any()) else None
+
+    def join(self, part: Tensor, start: int, count: int) -> Tensor:
+        """``(count, ...)`` on the CPU: the whole, from consecutive rows ``(n, ...)`` of every process.
+
+        Each process puts its rows where they belong into a buffer of zeros, and the buffers are added. So what travels
+        depends on ``count`` alone, where gathering padded parts would grow with the processes. Bytes are added, which
+        leaves every bit as it is.
+
+        Args:
+            part: this process's rows, of the same shape and type everywhere, but for their number.
+            start: where they begin in the whole.
+            count: rows of the whole.
+
+        """
+        if self.world == 1:
+            return part.cpu()
+        whole = part.new_zeros(count, *part.shape[1:])
+        whole[start : start + len(part)] = part
+        self._strategy.reduce(whole.view(-1).view(torch.uint8), reduce_op="sum")
+        return whole.cpu()
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do ``work`` that waits for no other process; where it fails in one, it fails in all, and nobody waits.
+
+        Args:
+            work: what to do.
+
+        Returns:
+            What it returns in this process.
+
+        Raises:
+            Exception: what it raised in this process; a RuntimeError that names the cause where it failed elsewhere.
+
+        """
+        if self.world == 1:
+            return work()
+        result: list[Result] = []
+        error: Exception | None = None
+        try:
+            result.append(work())
+        except Exception as problem:
+            error = problem
+        well = self.stack(torch.tensor(int(error is None), device=self._strategy.root_device)).tolist()
+        if not all(well):
+            rank = well.index(0)
+            cause = self.first(f"{type(error).__name__}: {error}", rank)
+            raise error if error is not None else RuntimeError(f"it failed in process {rank}. {cause}")
+        return result[0]

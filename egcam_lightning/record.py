@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -39,22 +39,36 @@ class Record:
         self.history = History(self.history.probe, (*self.history.snapshots, snapshot), self.history.prefix)
 
     def adopt(self, probe: Probe) -> None:
-        """Take a probe, unless a checkpoint brought one."""
-        if self.probe is None:
+        """Take a probe, unless a checkpoint brought one that the model can still take."""
+        kept = self.probe
+        if kept is None:
             self.probe = probe
-        elif self.probe.fingerprint != probe.fingerprint:
+            return
+        if kept.images.shape[1:] != probe.images.shape[1:]:
+            rank_zero_warn(
+                f"The checkpoint's explanations are of images of shape {tuple(kept.images.shape[1:])}, and the model's "
+                f"are of shape {tuple(probe.images.shape[1:])}. The history starts afresh; training is not affected."
+            )
+            self.probe = probe
+            self.history = History(self.history.probe, (), self.history.prefix)
+            self.baselines.forget()
+            return
+        if kept.fingerprint != probe.fingerprint:
             rank_zero_warn(
                 f"The validation data have changed: the first images are not those of the checkpoint (fingerprint "
-                f"{probe.fingerprint}, expected {self.probe.fingerprint}). The checkpoint's images are explained on."
+                f"{probe.fingerprint}, expected {kept.fingerprint}). The checkpoint's images are explained on."
             )
+        self.probe = replace(kept, dtype=probe.dtype)  # the precision may have changed
 
-    def show(self, view: ProbeImages, layer: str) -> None:
+    def show(self, view: ProbeImages, layer: str, grid: tuple[int, ...]) -> None:
         """Set what people see of the probe; a past that looked at another layer is let go, and told of."""
         past = self.history.snapshots
-        if any(s.layer != layer or len(s.target) != len(view.images) for s in past):
+        seen = past[-1] if past else None
+        if seen is not None and (seen.layer, *seen.attribution.shape) != (layer, len(view.images), *grid):
             rank_zero_warn(
-                f"The checkpoint's explanations are not of the layer {layer!r}: the architecture has changed. The "
-                "history starts afresh; training is not affected."
+                f"The checkpoint's explanations are of the layer {seen.layer!r} (images and grid "
+                f"{tuple(seen.attribution.shape)}), and the model's are of {layer!r} ({(len(view.images), *grid)}): "
+                "the architecture has changed. The history starts afresh; training is not affected."
             )
             past = ()
         self.history = History(view, past, self.history.prefix)
@@ -70,7 +84,7 @@ class Record:
         return {
             "version": VERSION,
             "probe": None if self.probe is None else self.probe.state_dict(),
-            "baselines": self.baselines.state_dict() if save_baselines else None,
+            "baselines": self.baselines.state_dict(save_images=save_baselines),
             "snapshots": [snapshot_to_state(snapshot) for snapshot in self.history.snapshots],
             "schedule": self.schedule.state_dict(elapsed),
         }
@@ -86,8 +100,7 @@ class Record:
         try:
             probe = None if state["probe"] is None else Probe.from_state_dict(state["probe"])
             snapshots = tuple(snapshot_from_state(one) for one in state["snapshots"])
-            if state["baselines"] is not None:
-                self.baselines.load_state_dict(state["baselines"])
+            self.baselines.load_state_dict(state["baselines"])
             self.schedule.load_state_dict(state["schedule"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             rank_zero_warn(

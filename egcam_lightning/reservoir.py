@@ -194,6 +194,8 @@ class BaselineReservoir:
         self._generator.set_state(state["generator"].cpu())
         self._storage = None
         if images is not None:
+            if images.is_floating_point():
+                self.dtype = images.dtype  # what was kept exactly stays exact
             self._write(dict(enumerate(range(len(images)))), images)
 
     def _uniform(self) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from egcam_lightning.batches import Key, find_images, get
+from egcam_lightning.data import validation_loader
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.explain.scores import check_logits, predicted_class
 from egcam_lightning.faults import Faults
@@ -72,44 +75,74 @@ class Session:
         self._record = record
         self._faults = faults
         self._started = time.perf_counter()
+        self._ranks = Ranks(trainer.strategy)
         self._look: Look | None = None
         self._output: Output | None = None
         self.run_dir: Path | None = None
-        with isolated(pl_module, seed=settings.seed):
-            probe = build_probe(
-                trainer, pl_module, settings.probe, settings.num_images, settings.input_key, settings.masks_key
-            )
-            record.baselines.prepare(trainer, pl_module, settings.input_key)
-        if probe is not None:
-            self._begin(probe)
+        with self._booked():
+            validation_loader(trainer)  # is set up here if it was not: every process waits for the others there
+            batches = sum(trainer.num_val_batches)
+            self._all_validate = self._ranks.all(batches > 0)
+            if batches and not self._all_validate:
+                faults.inform(
+                    "A process has no validation batches: ExpectedGradCAMCallback takes the snapshots of epochs at "
+                    "their end."
+                )
+            probe, initial = (self._ranks.first_known(found) for found in self._ranks.together(self._read))
+            record.baselines.prepare(trainer, self._ranks, initial)
+            if probe is not None:
+                self._ranks.together(lambda: self._begin(probe))
 
     @property
     def elapsed(self) -> float:
         """Seconds since the fit began."""
         return time.perf_counter() - self._started
 
-    def sample(self, batch: Any) -> None:
+    @property
+    def validates(self) -> bool:
+        """Whether validation reaches every process, so that the snapshots of epochs can be taken in it."""
+        return self._all_validate and self._trainer.enable_validation and sum(self._trainer.num_val_batches) > 0
+
+    def sample(self, batch: Any, batch_idx: int) -> None:
         """Let a training batch pass by the reservoir."""
-        if self._record.baselines.open:
-            self._faults.guard("sampling baselines", lambda: self._record.baselines.update(self._images(batch)))
+        if self._record.baselines.wants(batch_idx):
+            with self._booked():
+                self._faults.guard("sampling baselines", lambda: self._record.baselines.update(self._images(batch)))
 
     def offer(self, batch: Any) -> None:
-        """Take a validation batch as the probe, where the data could not be indexed."""
-        if self._look is None:
-            settings = self._settings
+        """Take a validation batch as the probe, where the data could not be indexed.
 
-            def begin() -> None:
-                self._begin(Probe.from_batch(batch, settings.num_images, settings.input_key, settings.masks_key))
+        Args:
+            batch: the first batch of this process; ``None`` where it has none.
 
+        """
+        if self._look is not None:
+            return
+        settings, ranks = self._settings, self._ranks
+
+        def take() -> Probe | None:
+            if batch is None:
+                return None
+            return Probe.from_batch(batch, settings.num_images, settings.input_key, settings.masks_key)
+
+        def begin() -> None:
+            probe = ranks.first_known(ranks.together(take))
+            if probe is not None:
+                ranks.together(lambda: self._begin(probe))
+
+        with self._booked():
             self._faults.guard("choosing the images", begin)
 
     def snapshot(self, kind: str) -> None:
-        """Take a snapshot if one is due, log it, keep it and show it."""
+        """Take a snapshot if one is due, show it, keep it and log it."""
         look, record, schedule = self._look, self._record, self._record.schedule
         if look is None:
             return
+        when = When(self._trainer.current_epoch, self._logger_step(kind), kind)
+        if any(snapshot.key == (when.epoch, when.step) for snapshot in record.history.snapshots[-2:]):
+            return  # a checkpoint written inside validation fires the end of its epoch again
         # The first process decides, since every one takes part or none.
-        if kind != "start" and not look.ranks.first(schedule.due(self.elapsed)):
+        if kind != "start" and not self._ranks.first(schedule.due(self.elapsed)):
             if schedule.interval > 1:
                 self._faults.inform(
                     "ExpectedGradCAMCallback takes snapshots less often, to stay within max_overhead="
@@ -117,26 +150,42 @@ class Session:
                     "value in between. Pass max_overhead=None to take them all."
                 )
             return
-        when = When(self._trainer.current_epoch, self._logger_step(kind), kind)
-        if any(snapshot.key == (when.epoch, when.step) for snapshot in record.history.snapshots[-2:]):
-            return  # a checkpoint written inside validation fires the end of its epoch again
         begin = time.perf_counter()
         snapshot = self._faults.guard("the snapshot", lambda: self._take(look, when))
+        if snapshot is not None:
+            record.add(snapshot)
+            output = self._find_output()
+            if output is not None:
+                output.add(snapshot, record.history)
         took = time.perf_counter() - begin
         schedule.took(took)
-        if snapshot is None:
-            return
-        record.add(snapshot)
-        overhead = {"overhead_seconds": took, "overhead_fraction": schedule.fraction(self.elapsed)}
-        self._faults.guard("logging", lambda: self._log(snapshot, overhead))
-        if self._output is not None:
-            self._output.add(snapshot, record.history)
-        schedule.overhead_seconds += time.perf_counter() - begin - took
+        if snapshot is not None:
+            with self._booked():
+                overhead = {"overhead_seconds": took, "overhead_fraction": schedule.fraction(self.elapsed)}
+                self._log(snapshot, self._ranks.first(overhead))  # the others wait while the first one draws
 
     def finish(self) -> None:
         """Show what there is a last time."""
         if self._output is not None:
-            self._output.finish(self._record.history)
+            with self._booked():
+                self._output.finish(self._record.history)
+
+    @contextmanager
+    def _booked(self) -> Iterator[None]:
+        """Book the time that the body takes."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._record.schedule.overhead_seconds += time.perf_counter() - begin
+
+    def _read(self) -> tuple[Probe | None, Tensor | None]:
+        """Read the images to explain and the first baselines, as far as the data can be indexed."""
+        trainer, module, settings, faults = self._trainer, self._module, self._settings, self._faults
+        keys = settings.input_key, settings.masks_key
+        with isolated(module, seed=settings.seed):
+            probe = build_probe(trainer, module, settings.probe, settings.num_images, *keys, faults)
+            return probe, self._record.baselines.collect(trainer, module, settings.input_key, faults)
 
     def _images(self, batch: Any) -> Tensor:
         images: Tensor = get(batch, find_images(batch, self._settings.input_key))
@@ -165,18 +214,27 @@ class Session:
         if probe.targets is None and asked is not None:
             record.probe = probe = probe.with_targets(asked)
         metrics = build_metrics(settings.metrics, masks=probe.masks is not None)
-        ranks = Ranks(self._trainer.strategy)
-        self._look = Look(explainer, metrics, ranks, module.device, settings.seed)
-        record.show(probe_images(self._trainer, module, probe, settings.class_names, settings.normalization), layer)
-        dry = getattr(self._trainer, "fast_dev_run", False)  # which leaves no files behind
-        if ranks.rank == 0 and not dry:
-            self.run_dir = run_directory(self._trainer, settings.save_dir, settings.prefix)
-            self._output = Output(self.run_dir, self._trainer.loggers, record.history, self._faults)
         assert explainer.layout is not None
+        grid = explainer.layout.grid
+        view = probe_images(self._trainer, module, probe, settings.class_names, settings.normalization)
+        record.show(view, layer, grid)
+        self._look = Look(explainer, metrics, self._ranks, module.device, settings.seed)
+        self._find_output()
         rank_zero_info(
             f"ExpectedGradCAMCallback explains {len(probe)} images at layer {layer!r} (grid "
-            f"{'x'.join(map(str, explainer.layout.grid))})" + (f", files in {self.run_dir}" if self.run_dir else "")
+            f"{'x'.join(map(str, grid))})" + (f", files in {self.run_dir}" if self.run_dir else "")
         )
+
+    def _find_output(self) -> Output | None:
+        """Where snapshots are shown: in the first process, and nowhere in a dry run, which leaves no files behind."""
+        if self._output is None and self._ranks.rank == 0 and not getattr(self._trainer, "fast_dev_run", False):
+
+            def find() -> Output:
+                self.run_dir = run_directory(self._trainer, self._settings.save_dir, self._settings.prefix)
+                return Output(self.run_dir, self._trainer.loggers, self._record.history.prefix, self._faults)
+
+            self._output = self._faults.guard("finding where files go", find)
+        return self._output
 
     def _asked_targets(self, probe: Probe) -> Tensor | None:
         """The explained classes, as far as they can be known before the model has learnt anything."""
@@ -187,7 +245,8 @@ class Session:
     def _take(self, look: Look, when: When) -> Snapshot | None:
         record, module = self._record, self._module
         assert record.probe is not None
-        with isolated(module, seed=self._settings.seed), self._precision():
+        with ExitStack() as stack:
+            self._ranks.together(lambda: stack.enter_context(self._as_validated()))
             found = record.baselines.current(look.ranks, record.probe, module.device)
             if found is None:
                 self._faults.warn("There are no training images to serve as baselines yet; no snapshot is taken.")
@@ -217,32 +276,46 @@ class Session:
     def _settle(self, probe: Probe, look: Look) -> Probe:
         """Settle the explained classes, from what the model says of the whole probe, for good."""
         rows, _ = look.ranks.share(len(probe))
-        with torch.no_grad():
-            output = look.explainer.forward(probe.inputs(rows, look.device))
-        if callable(self._settings.target):
+
+        def settle() -> Tensor:
+            with torch.no_grad():
+                output = look.explainer.forward(probe.inputs(rows, look.device))
+            if not callable(self._settings.target):
+                return predicted_class(output)
             labels = None if probe.labels is None else probe.labels[rows].to(look.device)
-            targets = torch.as_tensor(self._settings.target(output, labels))
-        else:
-            targets = predicted_class(output)
-        return probe.with_targets(look.ranks.gather(targets.to(look.device), len(probe)))
+            return torch.as_tensor(self._settings.target(output, labels)).to(look.device)
+
+        return probe.with_targets(look.ranks.gather(look.ranks.together(settle), len(probe)))
 
     def _log(self, snapshot: Snapshot, overhead: Mapping[str, float]) -> None:
         prefix = self._settings.prefix
         values = {f"{prefix}/{key}": value for key, value in {**snapshot.metrics, **overhead}.items()}
         if snapshot.when == "epoch":
-            for key, value in values.items():
-                self._module.log(
-                    key,
-                    value,
-                    on_step=False,
-                    on_epoch=True,
-                    batch_size=1,
-                    add_dataloader_idx=False,
-                    sync_dist=self._trainer.world_size > 1,
-                )
-        else:  # `pl_module.log` would reach no logger here, or overwrite the epoch's value
-            for logger in self._trainer.loggers:
-                logger.log_metrics({**values, "epoch": float(snapshot.epoch)}, step=snapshot.step)
+            self._faults.guard("logging", lambda: self._log_epoch(values))
+            return
+        # `pl_module.log` would reach no logger here, or overwrite the epoch's value
+        values["epoch"] = float(snapshot.epoch)
+        for logger in self._trainer.loggers:
+            log = partial(logger.log_metrics, values, step=snapshot.step)
+            self._faults.guard(f"logging ({type(logger).__name__})", log)
+
+    def _log_epoch(self, values: Mapping[str, float]) -> None:
+        for key, value in values.items():
+            self._module.log(
+                key,
+                value,
+                on_step=False,
+                on_epoch=True,
+                batch_size=1,
+                add_dataloader_idx=False,
+                sync_dist=self._trainer.world_size > 1,
+            )
+
+    @contextmanager
+    def _as_validated(self) -> Iterator[None]:
+        """The module left alone, in the precision in which the validation loop runs it."""
+        with isolated(self._module, seed=self._settings.seed), self._precision():
+            yield
 
     def _precision(self) -> Any:
         """The precision in which the validation loop runs the model."""
