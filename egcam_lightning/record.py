@@ -9,6 +9,7 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from egcam_lightning.baselines import Baselines
+from egcam_lightning.packed import PackedSnapshots
 from egcam_lightning.probe import Probe
 from egcam_lightning.schedule import Schedule
 from egcam_lightning.snapshot import History, ProbeImages, Snapshot
@@ -36,7 +37,9 @@ class Record:
 
     def add(self, snapshot: Snapshot) -> None:
         """Keep a snapshot."""
-        self.history = History(self.history.probe, (*self.history.snapshots, snapshot), self.history.prefix)
+        past = self.history.snapshots
+        packed = past if isinstance(past, PackedSnapshots) else PackedSnapshots(past)
+        self.history = History(self.history.probe, packed.plus(snapshot), self.history.prefix)
 
     def adopt(self, probe: Probe) -> None:
         """Take a probe, unless a checkpoint brought one that the model can still take."""
@@ -70,7 +73,7 @@ class Record:
                 f"{tuple(seen.attribution.shape)}), and the model's are of {layer!r} ({(len(view.images), *grid)}): "
                 "the architecture has changed. The history starts afresh; training is not affected."
             )
-            past = ()
+            past = PackedSnapshots()
         self.history = History(view, past, self.history.prefix)
 
     def state_dict(self, elapsed: float, *, save_baselines: bool = True) -> dict[str, Any]:
@@ -99,7 +102,7 @@ class Record:
             return
         try:
             probe = None if state["probe"] is None else Probe.from_state_dict(state["probe"])
-            snapshots = tuple(snapshot_from_state(one) for one in state["snapshots"])
+            snapshots = PackedSnapshots(snapshot_from_state(one) for one in state["snapshots"])
             self.baselines.load_state_dict(state["baselines"])
             self.schedule.load_state_dict(state["schedule"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

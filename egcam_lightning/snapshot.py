@@ -6,7 +6,7 @@ knows a logger or touches a Trainer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
@@ -170,7 +170,7 @@ class History:
     """
 
     probe: ProbeImages
-    snapshots: tuple[Snapshot, ...] = ()
+    snapshots: Sequence[Snapshot] = ()
     prefix: str = "egcam"
 
     def __len__(self) -> int:
