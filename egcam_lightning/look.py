@@ -15,7 +15,6 @@ from torchmetrics import Metric
 
 from egcam_lightning import metrics as m
 from egcam_lightning.explain import ExpectedGradCAM
-from egcam_lightning.explain.scores import predicted_class
 from egcam_lightning.metrics import functional as F
 from egcam_lightning.probe import Probe
 from egcam_lightning.ranks import Ranks
@@ -128,8 +127,8 @@ class Look:
             images = probe.inputs(rows, self.device)
             with torch.no_grad():
                 output = self.explainer.forward(images)
-            prediction = predicted_class(output) if self.explainer.scores_logits else torch.full_like(rows, -1)
-            target = prediction if probe.targets is None else probe.targets[rows]
+            prediction = self.explainer.score.predict(output)
+            target = prediction.clamp(min=0) if probe.targets is None else probe.targets[rows]
             explanation = self.explainer(images, baselines, target.to(self.device), image_index=rows.tolist())
             floor = F.noise_floor(explanation.draws, explanation.baseline_index, seed=self.seed)
             return images, explanation, prediction, floor

@@ -20,14 +20,13 @@ from torchmetrics import Metric
 from egcam_lightning.batches import Key, find_images, get
 from egcam_lightning.data import validation_loader
 from egcam_lightning.explain import ExpectedGradCAM
-from egcam_lightning.explain.scores import check_logits, predicted_class
 from egcam_lightning.faults import Faults
 from egcam_lightning.isolation import isolated
 from egcam_lightning.look import Look, When, build_metrics, reference_of
 from egcam_lightning.output import Output, run_directory
 from egcam_lightning.probe import Probe
 from egcam_lightning.probing import build_probe, probe_images
-from egcam_lightning.ranks import Ranks
+from egcam_lightning.ranks import FailedElsewhere, Ranks
 from egcam_lightning.record import Record
 from egcam_lightning.snapshot import Snapshot
 
@@ -76,6 +75,7 @@ class Session:
         self._faults = faults
         self._started = time.perf_counter()
         self._ranks = Ranks(trainer.strategy)
+        self._waiting: Probe | None = None  # chosen, and not looked at yet
         self._look: Look | None = None
         self._output: Output | None = None
         self.run_dir: Path | None = None
@@ -91,7 +91,11 @@ class Session:
             probe, initial = (self._ranks.first_known(found) for found in self._ranks.together(self._read))
             record.baselines.prepare(trainer, self._ranks, initial)
             if probe is not None:
-                self._ranks.together(lambda: self._begin(probe))
+                self._waiting = probe
+                try:
+                    self._ranks.together(lambda: self._begin(probe))
+                except (torch.OutOfMemoryError, FailedElsewhere) as error:  # the settings may well be right
+                    faults.report("the first look at the model", error)
 
     @property
     def elapsed(self) -> float:
@@ -110,7 +114,7 @@ class Session:
                 self._faults.guard("sampling baselines", lambda: self._record.baselines.update(self._images(batch)))
 
     def offer(self, batch: Any) -> None:
-        """Take a validation batch as the probe, where the data could not be indexed.
+        """Take a validation batch as the probe, where the data could not be indexed, and begin where that failed.
 
         Args:
             batch: the first batch of this process; ``None`` where it has none.
@@ -121,8 +125,8 @@ class Session:
         settings, ranks = self._settings, self._ranks
 
         def take() -> Probe | None:
-            if batch is None:
-                return None
+            if self._waiting is not None or batch is None:
+                return self._waiting
             return Probe.from_batch(batch, settings.num_images, settings.input_key, settings.masks_key)
 
         def begin() -> None:
@@ -208,8 +212,7 @@ class Session:
                     f"{error}. Pass `forward_fn`, a function of (module, images) that returns the module's output."
                 ) from error
             asked = self._asked_targets(probe)
-            if explainer.scores_logits:
-                check_logits(output, asked)
+            explainer.score.check(output, asked)
             layer = explainer.find(images)
         if probe.targets is None and asked is not None:
             record.probe = probe = probe.with_targets(asked)
@@ -281,7 +284,7 @@ class Session:
             with torch.no_grad():
                 output = look.explainer.forward(probe.inputs(rows, look.device))
             if not callable(self._settings.target):
-                return predicted_class(output)
+                return look.explainer.score.predict(output).clamp(min=0)
             labels = None if probe.labels is None else probe.labels[rows].to(look.device)
             return torch.as_tensor(self._settings.target(output, labels)).to(look.device)
 

@@ -19,9 +19,7 @@ from egcam_lightning.explain.scores import (
     Score,
     ScoreName,
     as_score,
-    check_logits,
     check_rows,
-    predicted_class,
     select_output,
 )
 from egcam_lightning.isolation import isolated
@@ -52,8 +50,9 @@ class ExpectedGradCAM:
         num_samples: draws an image, ``S``. A multiple of the number of baselines is best. One draw is taken where all
             would be the same.
         seed: the draws' seed; the same seed gives the same draws at every call.
-        score: what is explained: ``"logit"``, ``"log_probability"``, ``"probability"``, ``"margin"``, or a callable
-            from (output, target ``(B,)``) to ``(B,)``.
+        score: what is explained: ``"logit"``, ``"log_probability"``, ``"probability"`` or ``"margin"`` of a class;
+            ``"region"``, the mean logit of a class over where it is predicted, of a segmentation; ``"value"`` of a
+            regression; or a callable from (output, target ``(B,)``) to ``(B,)``.
         output_key: key, attribute or position of the logits in the model's output; ``None`` finds the usual ones.
         forward_fn: ``forward_fn(model, images)`` to call the model; ``None`` for ``model(images)``.
         reshape_transform: from the layer's activation to ``(N, K, h, w)``, where its layout cannot be inferred.
@@ -113,7 +112,6 @@ class ExpectedGradCAM:
         self.forward_fn = forward_fn
         self.reshape_transform = reshape_transform
         self.chunk_size = chunk_size
-        self.scores_logits = not callable(score)
         self._found: tuple[Cut, Layout] | None = None
         self._size: tuple[int, ...] = ()
         self._said_no_cut = False
@@ -141,14 +139,18 @@ class ExpectedGradCAM:
         Args:
             images: ``(n, C, H, W)``.
             target: ``(n,)`` int64.
-            probability: the target's probability instead, where the score is one of the named ones.
+            probability: the target's probability instead, where the score has one.
 
         Returns:
             ``(n,)`` float32.
 
         """
-        score = as_score("probability") if probability and self.scores_logits else self.score
-        return self._score(self.forward(images), target, score)
+        score = self.score.shown if probability else self.score
+        return self._checked(score(_float(self.forward(images)), target), len(images))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """``(n,)`` int64: what the model predicts for images ``(n, C, H, W)``, -1 where the score has no classes."""
+        return self.score.predict(self.forward(images))
 
     def find(self, images: Tensor) -> str:
         """Find the target layer, unless it has been found, and return its name.
@@ -187,7 +189,8 @@ class ExpectedGradCAM:
         Args:
             inputs: ``(B, C, H, W)``, as the model takes them.
             baselines: ``(R, C, H, W)``, on the same device; needed where the perturbation's baseline is ``"data"``.
-            target: ``(B,)`` int64, or one class for all, or ``None`` for the predicted class.
+            target: ``(B,)`` int64, or one class for all, or ``None`` for the predicted class; or ``(B, classes)`` bool,
+                a set of classes for each image, explained by the mean of their logits.
             draws: draws to use instead of the explainer's own.
             image_index: an index for each image, by which its draws are made; ``None`` for ``0 ... B - 1``.
 
@@ -252,7 +255,8 @@ class ExpectedGradCAM:
 
         activation, output = self._capture(cut, inputs)
         targets = self._targets(output, target, len(inputs), inputs.device)
-        run = _Run(self, cut, layout, inputs, activation, output, targets, carrier_like(inputs))
+        score_of = self.score.bind(_float(output), targets)
+        run = _Run(self, cut, layout, inputs, activation, output, score_of, carrier_like(inputs))
         if references is not None:
             run.baseline_inputs = references
             run.baseline_activation, run.baseline_output = self._capture(cut, references)
@@ -276,15 +280,17 @@ class ExpectedGradCAM:
         draws = Draws(draws.baseline_index.to(inputs.device), draws.place.to(inputs.device), draws.noise)
         maps, off_grid = run.maps(draws, image_index)
 
-        score = self._score(output, targets)
+        score = run.score(output, torch.arange(len(inputs), device=inputs.device))
         if references is not None:
             pairs = draws.baseline_index.flatten()
             assert run.baseline_output is not None
-            scores = self._score(run.baseline_output[pairs], targets.repeat(len(draws.place)))
+            images = torch.arange(len(inputs), device=inputs.device).repeat(len(draws.place))
+            scores = run.score(run.baseline_output[pairs], images)
             baseline_score = scores.view_as(draws.place).mean(0)
         elif is_cut:
             nothing = cut.from_points(torch.zeros_like(activation[:1]), run.carrier)[1]
-            baseline_score = self._score(nothing.expand(len(inputs), *nothing.shape[1:]), targets)
+            everything = nothing.expand(len(inputs), *nothing.shape[1:])
+            baseline_score = run.score(everything, torch.arange(len(inputs), device=inputs.device))
         else:
             baseline_score = torch.full_like(score, torch.nan)
         attribution = maps.mean(0)
@@ -294,7 +300,8 @@ class ExpectedGradCAM:
         return Explanation(
             attribution=attribution,
             heatmap=to_heatmap(attribution, tuple(inputs.shape[2:])),
-            target=targets,
+            # Of a set, the class that the model holds most likely stands for it.
+            target=targets if targets.ndim == 1 else output.masked_fill(~targets, -torch.inf).argmax(1),
             score=score,
             baseline_score=baseline_score,
             completeness_gap=(attribution.flatten(1).sum(1) + off_grid - difference).abs() / difference.abs(),
@@ -309,25 +316,27 @@ class ExpectedGradCAM:
 
     def _targets(self, output: Any, target: Tensor | int | None, count: int, device: torch.device) -> Tensor:
         if target is None:
-            check_logits(output, None)
-            return predicted_class(output)
+            self.score.check(output, None)
+            return self.score.predict(output).clamp(min=0)
         targets = torch.as_tensor(target, device=device)
+        if targets.ndim == 2 and targets.dtype == torch.bool and len(targets) == count:
+            self.score.check(output, targets)
+            return targets
         if targets.is_floating_point() or targets.ndim > 1 or (targets.ndim == 1 and len(targets) != count):
             raise ValueError(
-                f"Expected `target` to be an integer or integers of shape ({count},), but got {targets.dtype} of shape "
-                f"{tuple(targets.shape)}."
+                f"Expected `target` to be an integer, integers of shape ({count},) or bool of shape ({count}, "
+                f"classes), but got {targets.dtype} of shape {tuple(targets.shape)}."
             )
         targets = targets.long().expand(count)
-        if self.scores_logits:
-            check_logits(output, targets)
+        self.score.check(output, targets)
         return targets
 
-    def _score(self, output: Any, targets: Tensor, function: Score | None = None) -> Tensor:
-        """``(n,)`` float32 scores."""
-        score = (function or self.score)(output.float() if isinstance(output, Tensor) else output, targets)
-        if not isinstance(score, Tensor) or score.shape != targets.shape:
+    @staticmethod
+    def _checked(score: Any, count: int) -> Tensor:
+        """``(count,)`` float32 scores."""
+        if not isinstance(score, Tensor) or score.shape != (count,):
             seen = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ValueError(f"Expected `score` to return one number an image, {tuple(targets.shape)}, but got {seen}.")
+            raise ValueError(f"Expected `score` to return one number an image, {(count,)}, but got {seen}.")
         return score.float()
 
     def _capture(self, cut: Cut, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -395,13 +404,17 @@ class _Run:
     inputs: Tensor
     activation: Tensor
     output: Tensor
-    targets: Tensor
+    score_of: Callable[[Tensor, Tensor], Tensor]
     carrier: Tensor
     baseline_inputs: Tensor | None = None
     baseline_activation: Tensor | None = None
     baseline_output: Tensor | None = None
     tells_images_apart: bool = True
     from_points: bool = False
+
+    def score(self, output: Tensor, rows: Tensor) -> Tensor:
+        """``(n,)`` float32: the scores of points, each belonging to one of the images."""
+        return self.explainer._checked(self.score_of(_float(output), rows), len(rows))
 
     def maps(self, draws: Draws, image_index: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The signed map ``(S, B, h, w)`` and the off-grid attribution ``(S, B)`` of every draw."""
@@ -427,8 +440,7 @@ class _Run:
                     leaf, output = self.cut.from_points(points, self.carrier)
                 else:
                     leaf, output = self.cut.from_images(points)
-                score = self.explainer._score(output, self.targets[rows])
-                gradient = gradient_at(leaf, score)
+                gradient = gradient_at(leaf, self.score(output, rows))
             if gradient is None:
                 raise ValueError(
                     f"No gradient of the score reaches the layer {self.cut.name!r}: the model detaches its features "
@@ -529,3 +541,8 @@ def expected_gradcam(
 
     """
     return ExpectedGradCAM(model, target_layer, **kwargs)(inputs, baselines, target)
+
+
+def _float(output: Any) -> Any:
+    """Scores are computed in float32, whatever the model's precision."""
+    return output.float() if isinstance(output, Tensor) else output

@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from egcam_lightning.explain.perturbation import check_choice
 
-ScoreName = Literal["logit", "log_probability", "probability", "margin"]
+ScoreName = Literal["logit", "log_probability", "probability", "margin", "region", "value"]
 Score = Callable[[Tensor, Tensor], Tensor]
 
 # What image classifiers call their logits, in the order in which they are looked for.
@@ -81,12 +81,147 @@ def predicted_class(output: Tensor) -> Tensor:
     return output.argmax(1)
 
 
-def as_score(score: ScoreName | Score) -> Score:
-    """Turn a name into the function it stands for; a callable stays as it is.
+class OutputScore:
+    """A score and what goes with it: which outputs and targets it takes, and what the model is said to predict.
 
-    A score takes the model's output and the target ``(B,)`` and returns ``(B,)``. The named ones take logits
-    ``(B, C)``, or the single logit of a binary model, ``(B,)`` or ``(B, 1)``: class 1 is explained by that logit,
-    class 0 by its negative.
+    Calling it takes the model's output and the target ``(B,)`` int64, or ``(B, classes)`` bool for sets of classes,
+    and returns ``(B,)``.
+
+    Args:
+        function: from (output, target) to ``(B,)``.
+
+    """
+
+    def __init__(self, function: Score) -> None:
+        self._function = function
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """``(B,)``: the score of each image."""
+        return self._function(output, target)
+
+    def bind(self, output: Tensor, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The score of points that belong to images: from (output, rows of the images) to one number a point.
+
+        Args:
+            output: the model's output for the images themselves.
+            target: what is explained of each.
+
+        """
+        del output
+        return lambda points, rows: self(points, target[rows])
+
+    def check(self, output: Any, target: Tensor | None) -> None:
+        """Raise unless the output and the targets are such as the score takes."""
+
+    def predict(self, output: Tensor) -> Tensor:
+        """``(B,)`` int64: what the model predicts, -1 where that cannot be said."""
+        return torch.full((len(output),), -1, device=output.device)
+
+    @property
+    def shown(self) -> OutputScore:
+        """The score that insertion and deletion follow: a probability, where there is one."""
+        return self
+
+
+class LogitScore(OutputScore):
+    """A score of class logits: the named ones."""
+
+    def check(self, output: Any, target: Tensor | None) -> None:
+        """Raise unless the output is ``(B, classes)`` or one logit an image, and every target is a class."""
+        check_logits(output, target)
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The class with the largest logit."""
+        return predicted_class(output)
+
+    @property
+    def shown(self) -> OutputScore:
+        """The target's probability."""
+        return LogitScore(_probability)
+
+
+class ValueScore(OutputScore):
+    """A score that is the output itself, as in regression: ``(B,)``, or column ``target`` of ``(B, values)``."""
+
+    def __init__(self) -> None:
+        super().__init__(_value)
+
+    def check(self, output: Any, target: Tensor | None) -> None:
+        """Raise unless the output is ``(B,)`` or ``(B, values)``, and every target is one of its columns."""
+        if _is_binary(output) if isinstance(output, Tensor) else False:
+            return
+        check_logits(output, target)
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Column 0: a value has no class."""
+        return torch.zeros(len(output), dtype=torch.int64, device=output.device)
+
+
+class RegionScore(OutputScore):
+    """A score of dense outputs, as in segmentation: the mean logit of a class over a region of the image.
+
+    Args:
+        mask: ``(B, *size)`` bool, the region of each image; ``None`` for where the model itself predicts the class
+            (the whole image, where that is nowhere). The region stays the same along an image's paths.
+        probability: the mean probability instead of the mean logit.
+
+    """
+
+    def __init__(self, mask: Tensor | None = None, probability: bool = False) -> None:
+        super().__init__(self._of_own_region)
+        self._mask = mask
+        self._probability = probability
+
+    def check(self, output: Any, target: Tensor | None) -> None:
+        """Raise unless the output is ``(B, classes, *size)``, and every target is a class."""
+        if not isinstance(output, Tensor) or output.ndim < 3:
+            raise ValueError(
+                f"Expected the model's output to be (images, classes, *size) for a region's score, but it is "
+                f"{describe(output)}. Pass `output_key` to choose a part of it, or score='logit' for one logit a class."
+            )
+        check_logits(output.flatten(2).mean(2), target)
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The class that most positions have, other than class 0 where there is one."""
+        counts = torch.zeros(len(output), output.shape[1], device=output.device)
+        counts.scatter_add_(1, output.argmax(1).flatten(1), torch.ones_like(output[:, 0]).flatten(1).float())
+        counts[:, 0] *= 0.5 / counts.sum(1)  # by convention the background
+        return counts.argmax(1)
+
+    def bind(self, output: Tensor, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The mean over each image's own region."""
+        region = self._region(output, target)
+        return lambda points, rows: self._mean(points, target[rows], region[rows])
+
+    @property
+    def shown(self) -> OutputScore:
+        """The mean probability over the region."""
+        return RegionScore(self._mask, probability=True)
+
+    def _region(self, output: Tensor, target: Tensor) -> Tensor:
+        if self._mask is not None:
+            return self._mask.to(output.device) != 0
+        region = output.argmax(1) == target.view(-1, *[1] * (output.ndim - 2))
+        nowhere = ~region.flatten(1).any(1)
+        return region | nowhere.view(-1, *[1] * (output.ndim - 2))
+
+    def _of_own_region(self, output: Tensor, target: Tensor) -> Tensor:
+        return self._mean(output, target, self._region(output, target))
+
+    def _mean(self, output: Tensor, target: Tensor, region: Tensor) -> Tensor:
+        values = output.softmax(1) if self._probability else output
+        index = target.view(-1, *[1] * (output.ndim - 1)).expand(-1, 1, *output.shape[2:])
+        chosen = values.gather(1, index)[:, 0].flatten(1)
+        weight = region.flatten(1).to(chosen.dtype)
+        return (chosen * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def as_score(score: ScoreName | Score) -> OutputScore:
+    """Turn a name, or a callable from (output, target) to ``(B,)``, into a score.
+
+    ``"logit"``, ``"log_probability"``, ``"probability"`` and ``"margin"`` take logits ``(B, classes)``, or the single
+    logit of a binary model, ``(B,)`` or ``(B, 1)``: class 1 is explained by that logit, class 0 by its negative.
+    ``"region"`` takes dense logits ``(B, classes, *size)``, ``"value"`` any numbers ``(B,)`` or ``(B, values)``.
 
     Example:
         >>> import torch
@@ -94,10 +229,14 @@ def as_score(score: ScoreName | Score) -> Score:
         tensor([2.])
 
     """
-    if callable(score):
+    if isinstance(score, OutputScore):
         return score
+    if callable(score):
+        return OutputScore(score)
     check_choice("score", score, ScoreName)
-    return _SCORES[score]
+    if score == "region":
+        return RegionScore()
+    return ValueScore() if score == "value" else LogitScore(_SCORES[score])
 
 
 def check_rows(output: Any, count: int) -> None:
@@ -117,7 +256,13 @@ def check_logits(output: Any, target: Tensor | None) -> None:
             "Pass `output_key` to choose a part of it, or a callable `score` from (output, target) to one number an "
             "image."
         )
-    if target is not None and target.numel():
+    if target is not None and target.ndim == 2:
+        if target.shape != output.shape or not bool((target != 0).any(1).all()):
+            raise ValueError(
+                f"Expected sets of classes as bool of the output's shape {tuple(output.shape)}, none of them empty, "
+                f"but got {tuple(target.shape)}."
+            )
+    elif target is not None and target.numel():
         low, high = int(target.min()), int(target.max())
         if low < 0 or high >= num_classes(output):
             raise ValueError(
@@ -134,14 +279,20 @@ def _signed(output: Tensor, target: Tensor) -> Tensor:
     return output.reshape(-1) * (2 * target - 1)
 
 
+def _value(output: Tensor, target: Tensor) -> Tensor:
+    return output.reshape(-1) if _is_binary(output) else _logit(output, target)
+
+
 def _logit(output: Tensor, target: Tensor) -> Tensor:
+    if target.ndim == 2:  # a set of classes: their mean
+        return (output * target).sum(1) / target.sum(1)
     if _is_binary(output):
         return _signed(output, target)
     return output.gather(1, target[:, None])[:, 0]
 
 
 def _log_probability(output: Tensor, target: Tensor) -> Tensor:
-    if _is_binary(output):
+    if target.ndim == 1 and _is_binary(output):
         return logsigmoid(_signed(output, target))
     return _logit(output.log_softmax(1), target)
 
@@ -151,10 +302,10 @@ def _probability(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _margin(output: Tensor, target: Tensor) -> Tensor:
-    if _is_binary(output):
+    if target.ndim == 1 and _is_binary(output):
         return _signed(output, target)
-    others = output.scatter(1, target[:, None], float("-inf"))
-    return _logit(output, target) - others.amax(1)
+    inside = target.bool() if target.ndim == 2 else torch.zeros_like(output).scatter(1, target[:, None], 1).bool()
+    return _logit(output, target) - output.masked_fill(inside, float("-inf")).amax(1)
 
 
 _SCORES: dict[str, Score] = {
