@@ -26,7 +26,7 @@ from egcam_lightning.look import Look, When, build_metrics, reference_of
 from egcam_lightning.output import Output, run_directory
 from egcam_lightning.probe import Probe
 from egcam_lightning.probing import build_probe, probe_images
-from egcam_lightning.ranks import FailedElsewhere, Ranks
+from egcam_lightning.ranks import Ranks
 from egcam_lightning.record import Record
 from egcam_lightning.snapshot import Snapshot
 
@@ -94,7 +94,9 @@ class Session:
                 self._waiting = probe
                 try:
                     self._ranks.together(lambda: self._begin(probe))
-                except (torch.OutOfMemoryError, FailedElsewhere) as error:  # the settings may well be right
+                except (ValueError, MisconfigurationException):
+                    raise
+                except Exception as error:  # not a matter of the settings: tried again at the first validation
                     faults.report("the first look at the model", error)
 
     @property
@@ -217,8 +219,8 @@ class Session:
         if probe.targets is None and asked is not None:
             record.probe = probe = probe.with_targets(asked)
         metrics = build_metrics(settings.metrics, masks=probe.masks is not None)
-        assert explainer.layout is not None
-        grid = explainer.layout.grid
+        assert explainer.grid is not None
+        grid = explainer.grid
         view = probe_images(self._trainer, module, probe, settings.class_names, settings.normalization)
         record.show(view, layer, grid)
         self._look = Look(explainer, metrics, self._ranks, module.device, settings.seed)

@@ -74,6 +74,37 @@ class Explanation:
     off_grid: Tensor
     layer: str
 
+    @classmethod
+    def from_draws(
+        cls,
+        draws: Tensor,
+        off_grid: Tensor,
+        *,
+        target: Tensor,
+        score: Tensor,
+        baseline_score: Tensor,
+        baseline_index: Tensor,
+        size: tuple[int, ...],
+        layer: str,
+    ) -> Explanation:
+        """Make an explanation of its draws, ``(S, B, h, w)``, and the rest from them; ``size`` is the images'."""
+        attribution = draws.mean(0)
+        difference = score - baseline_score
+        spread = draws.std(0) if len(draws) > 1 else torch.zeros_like(attribution)
+        return cls(
+            attribution=attribution,
+            heatmap=to_heatmap(attribution, size),
+            target=target,
+            score=score,
+            baseline_score=baseline_score,
+            completeness_gap=(attribution.flatten(1).sum(1) + off_grid - difference).abs() / difference.abs(),
+            draws=draws,
+            baseline_index=baseline_index,
+            standard_error=spread / len(draws) ** 0.5,
+            off_grid=off_grid,
+            layer=layer,
+        )
+
     @property
     def stability(self) -> Tensor:
         """``(B, h, w)``: ``|mean| / standard error`` of each cell; infinite where the draws all agree."""

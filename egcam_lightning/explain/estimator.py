@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,8 +23,9 @@ from egcam_lightning.explain.scores import (
     check_rows,
     select_output,
 )
+from egcam_lightning.explain.several import mean_over_layers
 from egcam_lightning.isolation import isolated
-from egcam_lightning.snapshot import Explanation, to_heatmap
+from egcam_lightning.snapshot import Explanation
 
 # Elements of the points that go through a pass at once: 64 MB of activations in float32, 16 MB of images, whose
 # activations on the way are many times larger.
@@ -44,7 +46,8 @@ class ExpectedGradCAM:
     Args:
         model: the model. Explained in evaluation mode, whatever mode it is in.
         target_layer: ``"auto"`` for the last layer that nothing bypasses and whose grid is at least 4x4, or a
-            module's name, or a module.
+            module's name, or a module. Several in a list: calling gives the mean of their maps, :meth:`each` one
+            explanation a layer.
         perturbation: where gradients are taken; ``None`` for :meth:`Perturbation.expected`.
         weighting: ``"elementwise"`` or ``"channel"``; ``None`` for the perturbation's own.
         num_samples: draws an image, ``S``. A multiple of the number of baselines is best. One draw is taken where all
@@ -82,7 +85,7 @@ class ExpectedGradCAM:
     def __init__(
         self,
         model: nn.Module,
-        target_layer: str | nn.Module = "auto",
+        target_layer: str | nn.Module | Sequence[str | nn.Module] = "auto",
         perturbation: Perturbation | None = None,
         weighting: Weighting | None = None,
         num_samples: int = 32,
@@ -101,6 +104,8 @@ class ExpectedGradCAM:
             raise ValueError(f"Expected `seed` to be an integer from 0 to 2**32 - 1, but got {seed!r}.")
         if weighting is not None:
             check_choice("weighting", weighting, Weighting)
+        if isinstance(target_layer, (list, tuple)) and not target_layer:
+            raise ValueError("Expected `target_layer` to name at least one layer, but got an empty list.")
         self.model = model
         self.target_layer = target_layer
         perturbation = perturbation or Perturbation.expected()
@@ -115,16 +120,26 @@ class ExpectedGradCAM:
         self._found: tuple[Cut, Layout] | None = None
         self._size: tuple[int, ...] = ()
         self._said_no_cut = False
+        several = target_layer if isinstance(target_layer, (list, tuple)) else ()
+        self._parts = [self._at(layer) for layer in several]
+
+    def _at(self, layer: str | nn.Module) -> ExpectedGradCAM:
+        """The same explainer for one layer."""
+        part = copy(self)
+        part.target_layer, part._parts = layer, []
+        return part
 
     @property
     def layer(self) -> str | None:
         """The resolved name of the target layer, once it has been looked for."""
-        return self._found[0].name if self._found else None
+        names = [part.layer for part in self._parts] or [self._found[0].name if self._found else None]
+        return None if None in names else "+".join(str(name) for name in names)
 
     @property
-    def layout(self) -> Layout | None:
-        """How the layer's positions lie on the image, once it has been looked for."""
-        return self._found[1] if self._found else None
+    def grid(self) -> tuple[int, ...] | None:
+        """The grid of the maps, once the layer has been looked for; of several layers the finest."""
+        grids = [part.grid for part in self._parts] or [self._found[1].grid if self._found else None]
+        return max((g for g in grids if g is not None), key=lambda g: torch.Size(g).numel(), default=None)
 
     def forward(self, images: Tensor) -> Any:
         """The model's output for ``images``, before anything is explained: the logits, as ``output_key`` finds them."""
@@ -164,9 +179,14 @@ class ExpectedGradCAM:
             ValueError: where there is none, see :func:`~egcam_lightning.explain.find.find_layer`.
 
         """
+        for part in self._parts:
+            part.find(images)
+        if self._parts:
+            return str(self.layer)
         size = tuple(images.shape[1:])
         if self._found is None or self._size != size:
             target = self.target_layer if self._found is None else self._found[0].module
+            assert isinstance(target, (str, nn.Module))
             with isolated(self.model, seed=self.seed):
                 sample = images[: max(2, min(4, self.chunk_size or 4))].detach()
                 if not varies(sample):  # whether a layer is a cut shows only where outputs differ
@@ -201,6 +221,8 @@ class ExpectedGradCAM:
             ValueError: for inputs, baselines, targets or draws that do not fit the model or each other.
 
         """
+        if self._parts:
+            return mean_over_layers(self.each(inputs, baselines, target, draws=draws, image_index=image_index))
         self._check(inputs, baselines, draws)
         with torch.inference_mode(False), torch.no_grad(), isolated(self.model, seed=self.seed):
             # Inference tensors cannot be saved for a gradient; a clone made here is an ordinary tensor.
@@ -212,6 +234,31 @@ class ExpectedGradCAM:
             if len(index) != len(inputs):
                 raise ValueError(f"Expected `image_index` for {len(inputs)} images, but got {len(index)}.")
             return self._explain(inputs, baselines, target, draws, index)
+
+    def each(
+        self,
+        inputs: Tensor,
+        baselines: Tensor | None = None,
+        target: Tensor | int | None = None,
+        *,
+        draws: Draws | None = None,
+        image_index: Sequence[int] | None = None,
+    ) -> list[Explanation]:
+        """Explain a batch of images at each of the layers.
+
+        Args:
+            inputs: as for calling it, and so are the others.
+            baselines: the same.
+            target: the same.
+            draws: the same.
+            image_index: the same.
+
+        Returns:
+            One explanation a layer, in the order in which they were given.
+
+        """
+        parts = self._parts or [self]
+        return [part(inputs, baselines, target, draws=draws, image_index=image_index) for part in parts]
 
     def _check(self, inputs: Tensor, baselines: Tensor | None, draws: Draws | None) -> None:
         if inputs.ndim < 4 or len(inputs) == 0:
@@ -293,24 +340,15 @@ class ExpectedGradCAM:
             baseline_score = run.score(everything, torch.arange(len(inputs), device=inputs.device))
         else:
             baseline_score = torch.full_like(score, torch.nan)
-        attribution = maps.mean(0)
-        off_grid = off_grid.mean(0)
-        difference = score - baseline_score
-        spread = maps.std(0) if len(maps) > 1 else torch.zeros_like(attribution)
-        return Explanation(
-            attribution=attribution,
-            heatmap=to_heatmap(attribution, tuple(inputs.shape[2:])),
+        return Explanation.from_draws(
+            maps,
+            off_grid.mean(0),
             # Of a set, the class that the model holds most likely stands for it.
             target=targets if targets.ndim == 1 else output.masked_fill(~targets, -torch.inf).argmax(1),
             score=score,
             baseline_score=baseline_score,
-            completeness_gap=(attribution.flatten(1).sum(1) + off_grid - difference).abs() / difference.abs(),
-            draws=maps,
-            baseline_index=draws.baseline_index
-            if references is not None
-            else torch.full_like(draws.baseline_index, -1),
-            standard_error=spread / len(maps) ** 0.5,
-            off_grid=off_grid,
+            baseline_index=draws.baseline_index if references is not None else -torch.ones_like(draws.baseline_index),
+            size=tuple(inputs.shape[2:]),
             layer=cut.name,
         )
 
