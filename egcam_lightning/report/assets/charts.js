@@ -7,7 +7,7 @@ function format(value, digits = 3) {
   if (value === null || value === undefined) return DASH;
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e5 || size < 1e-3) return value.toExponential(digits - 1).replace("-", "−");
+  if (size >= 1e5 || size < 1e-3) return Number(value.toPrecision(digits)).toExponential().replaceAll("-", "−");
   return String(Number(value.toPrecision(digits))).replace("-", "−");
 }
 
