@@ -90,7 +90,7 @@ class Output:
         def build() -> Path:
             from egcam_lightning.report import build_report
 
-            return build_report(history, self.page)
+            return build_report(history, self.page, names=[self._folder.path.parent.name])
 
         self._page_due = math.ceil(len(history) * 1.25) + 1
         built: Path | None = self._guard("building the page", build)
