@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,7 @@ class ExpectedGradCAMCallback(Callback):
         self._run_dir: Path | None = None
         self._last_global_step = -1
         self._awaits_batch = False
+        self._started = 0.0
 
     @property
     def history(self) -> History:
@@ -201,6 +203,7 @@ class ExpectedGradCAMCallback(Callback):
         """Refuse what cannot work before anything has started."""
         if stage != "fit":
             return
+        self._started = time.perf_counter()
         strategy = type(trainer.strategy).__name__
         kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__]
         if any(name in kind for kind in kinds for name in ("FSDP", "DeepSpeed", "ModelParallel")):
@@ -222,7 +225,7 @@ class ExpectedGradCAMCallback(Callback):
         if getattr(trainer, "barebones", False):
             rank_zero_info("ExpectedGradCAMCallback takes no snapshots with `barebones=True`.")
             return
-        self._session = Session(trainer, pl_module, self._settings, self._record, self._faults)
+        self._session = Session(trainer, pl_module, self._settings, self._record, self._faults, self._started)
         if self._log_at_start and not len(self.history) and trainer.global_step == 0:
             self._session.snapshot("start")
 

@@ -38,8 +38,9 @@ class Faults:
         """Warn of an error, once for each task and kind of error."""
         if self.strict:
             raise error
-        kind = type(error).__name__
-        self.warn(f"ExpectedGradCAMCallback: {task} failed, and training goes on. {kind}: {error}", f"{task} {kind}")
+        name = type(error).__name__
+        kind = f"{task} {name} {getattr(error, 'errno', None)}"  # a full disk and a missing folder are both OSError
+        self.warn(f"ExpectedGradCAMCallback: {task} failed, and training goes on. {name}: {error}", kind)
 
     def warn(self, message: str, kind: str | None = None) -> None:
         """Warn, once of each kind."""

@@ -12,6 +12,10 @@ from torch import Tensor
 Result = TypeVar("Result")
 
 
+class FailedElsewhere(RuntimeError):
+    """Another process failed, and this one did not."""
+
+
 class Ranks:
     """Splits work over the processes of a strategy and gathers what they found.
 
@@ -96,7 +100,8 @@ class Ranks:
             What it returns in this process.
 
         Raises:
-            Exception: what it raised in this process; a RuntimeError that names the cause where it failed elsewhere.
+            Exception: what it raised in this process.
+            FailedElsewhere: where it raised in another one; the message names the cause.
 
         """
         if self.world == 1:
@@ -111,5 +116,5 @@ class Ranks:
         if not all(well):
             rank = well.index(0)
             cause = self.first(f"{type(error).__name__}: {error}", rank)
-            raise error if error is not None else RuntimeError(f"it failed in process {rank}. {cause}")
+            raise error if error is not None else FailedElsewhere(f"it failed in process {rank}. {cause}")
         return result[0]

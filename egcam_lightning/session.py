@@ -58,6 +58,7 @@ class Session:
         settings: what the user asked for.
         record: what outlives the fit; snapshots are added to it.
         faults: where failures go that must not stop training.
+        started: when the fit began, by :func:`time.perf_counter`.
 
     Raises:
         ValueError: where the user's settings do not fit the model or the data.
@@ -66,14 +67,20 @@ class Session:
     """
 
     def __init__(
-        self, trainer: Trainer, pl_module: LightningModule, settings: Settings, record: Record, faults: Faults
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        settings: Settings,
+        record: Record,
+        faults: Faults,
+        started: float,
     ) -> None:
         self._trainer = trainer
         self._module = pl_module
         self._settings = settings
         self._record = record
         self._faults = faults
-        self._started = time.perf_counter()
+        self._started = started
         self._ranks = Ranks(trainer.strategy)
         self._waiting: Probe | None = None  # chosen, and not looked at yet
         self._look: Look | None = None
@@ -273,6 +280,8 @@ class Session:
         if "not_finite" in snapshot.metrics:
             share = snapshot.metrics["not_finite"]
             message = f"The model gives NaN or infinity: {share:.0%} of the explanations are not finite."
+            if self._faults.strict:
+                raise FloatingPointError(message)
             self._faults.warn(message, kind="not finite")
         elif snapshot.metrics.get("degenerate") == 1:
             self._faults.warn("No map has anything positive: every heatmap is empty.")
