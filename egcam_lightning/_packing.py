@@ -98,7 +98,7 @@ def snapshot_to_state(snapshot: Snapshot) -> dict[str, Any]:
         >>> one = torch.ones(1)
         >>> snapshot = Snapshot(0, 9, "epoch", "conv", 1, torch.ones(1, 2, 2), one.long(), one.long(), *[one] * 4)
         >>> snapshot_from_state(snapshot_to_state(snapshot)).key
-        (0, 9)
+        (0, 9, 'epoch')
 
     """
     half, scale = pack_maps(snapshot.attribution)

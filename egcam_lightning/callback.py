@@ -15,14 +15,14 @@ from torch import nn
 from torchmetrics import Metric
 
 from egcam_lightning.baselines import Baselines
-from egcam_lightning.explain import ExpectedGradCAM, Perturbation
+from egcam_lightning.explain import Perturbation
 from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import Score, ScoreName
 from egcam_lightning.faults import Faults
-from egcam_lightning.look import build_metrics
 from egcam_lightning.record import Record
 from egcam_lightning.schedule import Schedule
-from egcam_lightning.session import Session, Settings
+from egcam_lightning.session import Session
+from egcam_lightning.settings import Settings, check_counts
 from egcam_lightning.snapshot import History, ProbeImages
 
 
@@ -116,26 +116,7 @@ class ExpectedGradCAMCallback(Callback):
         strict: bool = False,
     ) -> None:
         super().__init__()
-        for name, count in {
-            "num_images": num_images,
-            "num_baselines": num_baselines,
-            "num_samples": num_samples,
-            "every_n_epochs": every_n_epochs,
-            "every_n_train_steps": every_n_train_steps,
-            "chunk_size": chunk_size,
-            "baseline_samples": baseline_samples,
-        }.items():
-            optional = name not in ("num_images", "num_baselines", "num_samples")
-            if not (optional and count is None) and (not isinstance(count, int) or count < 1):
-                raise ValueError(f"Expected `{name}` to be a positive integer, but got {count!r}.")
-        if max_overhead is not None and not 0 < max_overhead <= 1:
-            raise ValueError(
-                f"Expected `max_overhead` to be a share between 0 and 1, or None for any, but got {max_overhead!r}."
-            )
-        if isinstance(target, str) and target not in ("label", "predicted"):
-            raise ValueError(
-                f"Expected `target` to be 'label', 'predicted', a class or a callable, but got {target!r}."
-            )
+        check_counts(optional=True, every_n_epochs=every_n_epochs, every_n_train_steps=every_n_train_steps)
         if (mean is None) != (std is None):
             raise ValueError("Expected `mean` and `std` together, but got only one of them.")
         explainer: dict[str, Any] = {
@@ -150,35 +131,34 @@ class ExpectedGradCAMCallback(Callback):
             "reshape_transform": reshape_transform,
             "chunk_size": chunk_size,
         }
-        ExpectedGradCAM(nn.Identity(), **explainer)  # a wrong argument of the explainer is told of now
-        build_metrics(metrics, masks=False)  # and so is a wrong name
         self._settings = Settings(
             explainer=explainer,
             target=target,
             metrics=metrics if isinstance(metrics, str) else tuple(metrics),
             num_images=num_images,
+            num_baselines=num_baselines,
+            baseline_samples=baseline_samples,
             probe=probe,
             class_names=None if class_names is None else tuple(class_names),
             normalization=None if mean is None or std is None else (tuple(mean), tuple(std)),
             input_key=input_key,
             masks_key=masks_key,
+            max_overhead=max_overhead,
             seed=seed,
             save_dir=save_dir,
             prefix=log_prefix,
+            strict=strict,
         )
         self._every_n_epochs = every_n_epochs
         self._every_n_train_steps = every_n_train_steps
         self._log_at_start = log_at_start
         self._save_baselines = save_baselines
-        self._record = Record(
-            Baselines(num_baselines, seed, baseline_samples),
-            Schedule(max_overhead),
-            History(ProbeImages(torch.empty(0, 0, 0, 3, dtype=torch.uint8)), prefix=log_prefix),
-        )
+        self._record = self._new_record()
+        self._resumed = False  # whether the record is a checkpoint's
         self._faults = Faults(strict)
         self._session: Session | None = None
         self._run_dir: Path | None = None
-        self._last_global_step = -1
+        self._last_global_step = 0
         self._awaits_batch = False
         self._started = 0.0
 
@@ -204,6 +184,7 @@ class ExpectedGradCAMCallback(Callback):
         if stage != "fit":
             return
         self._started = time.perf_counter()
+        self._resumed = False
         strategy = type(trainer.strategy).__name__
         kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__]
         if any(name in kind for kind in kinds for name in ("FSDP", "DeepSpeed", "ModelParallel")):
@@ -212,9 +193,8 @@ class ExpectedGradCAMCallback(Callback):
                 "processes there. Use DDP, or remove the callback."
             )
         prefix = self._settings.prefix
-        twins = [
-            c for c in getattr(trainer, "callbacks", []) if isinstance(c, ExpectedGradCAMCallback) and c is not self
-        ]
+        callbacks: list[Any] = getattr(trainer, "callbacks", [])
+        twins = [c for c in callbacks if isinstance(c, ExpectedGradCAMCallback) and c is not self]
         if any(twin._settings.prefix == prefix for twin in twins):
             raise MisconfigurationException(
                 f"Two ExpectedGradCAMCallbacks log under the prefix {prefix!r}. Give one of them another `log_prefix`."
@@ -225,6 +205,9 @@ class ExpectedGradCAMCallback(Callback):
         if getattr(trainer, "barebones", False):
             rank_zero_info("ExpectedGradCAMCallback takes no snapshots with `barebones=True`.")
             return
+        if trainer.global_step == 0 and not self._resumed:  # a new training with an instance that has seen another
+            self._record, self._faults = self._new_record(), Faults(self._settings.strict)
+        self._last_global_step = trainer.global_step
         self._session = Session(trainer, pl_module, self._settings, self._record, self._faults, self._started)
         if self._log_at_start and not len(self.history) and trainer.global_step == 0:
             self._session.snapshot("start")
@@ -243,11 +226,10 @@ class ExpectedGradCAMCallback(Callback):
         last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
         if last:
             self._record.baselines.end_epoch()
-        if self._every_n_train_steps is None or trainer.global_step == self._last_global_step:
-            return  # a step that only accumulates gradients is none
-        self._last_global_step = trainer.global_step
-        epoch_follows = last and self._in_epochs(trainer)
-        if trainer.global_step % self._every_n_train_steps == 0 and not epoch_follows:
+        n, before, now = self._every_n_train_steps, self._last_global_step, trainer.global_step
+        self._last_global_step = now
+        # Batches that only accumulate gradients make no step, and several optimizers make several at once.
+        if n is not None and now // n > before // n and not self._epoch_follows(trainer, last):
             self._session.snapshot("step")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -288,12 +270,16 @@ class ExpectedGradCAMCallback(Callback):
             self._session.finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave a page of what there is when training ends early."""
+        """Leave a page of what there is when training ends early; nothing is torn down then."""
         if self._session is not None:
             self._session.finish()
+        self._let_go()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the model, the loggers and the clock."""
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._session is not None:
             self._record.schedule.elapsed_before += self._session.elapsed
             self._run_dir = self._session.run_dir
@@ -309,7 +295,27 @@ class ExpectedGradCAMCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a state that does not fit is told of, and the run starts afresh."""
         self._record.load_state_dict(state_dict)
+        self._resumed = True
+
+    def _new_record(self) -> Record:
+        """The record of a training that has yet to begin."""
+        settings = self._settings
+        return Record(
+            Baselines(settings.num_baselines, settings.seed, settings.baseline_samples),
+            Schedule(settings.max_overhead),
+            History(ProbeImages(torch.empty(0, 0, 0, 3, dtype=torch.uint8)), prefix=settings.prefix),
+        )
 
     def _in_epochs(self, trainer: Trainer) -> bool:
         """Whether this epoch is one of every n."""
         return self._every_n_epochs is not None and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+
+    def _epoch_follows(self, trainer: Trainer, last: bool) -> bool:
+        """Whether the snapshot of an epoch follows behind this batch, which is logged where others can monitor it."""
+        if self._session is None or not self._in_epochs(trainer):
+            return False
+        if not self._session.validates:
+            return last
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))

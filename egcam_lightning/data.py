@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, IterableDataset
+
+from egcam_lightning.isolation import isolated
 
 
 def first_loader(loaders: Any) -> Any:
@@ -21,16 +24,35 @@ def first_loader(loaders: Any) -> Any:
     return loaders
 
 
-def validation_loader(trainer: Trainer) -> Any:
-    """The first validation loader, set up now where the Trainer would do so later; ``None`` where there is none."""
-    if trainer.val_dataloaders is None and trainer.enable_validation:
-        stage = trainer.state.stage
+@contextmanager
+def validation_data(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Have the validation data at hand inside, also where the Trainer sets them up later.
+
+    It then does so as if they had never been there: making loaders may draw from the global generators. Every process
+    waits for the others on the way in.
+    """
+    if trainer.val_dataloaders is not None or not trainer.enable_validation:
+        yield
+        return
+    loop, stage = trainer.fit_loop.epoch_loop.val_loop, trainer.state.stage
+    before = dict(vars(loop))
+    try:
         trainer.state.stage = RunningStage.VALIDATING
         try:
-            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            with isolated(pl_module):
+                loop.setup_data()
         finally:
             trainer.state.stage = stage
-    return first_loader(trainer.val_dataloaders)
+        yield
+    finally:
+        vars(loop).update(before)
+
+
+def validation_source(trainer: Trainer) -> Any:
+    """What makes validation batches: the first of several loaders, or loaders that make each batch together."""
+    loaders = trainer.val_dataloaders
+    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    return loaders if combined is not None and combined._mode != "sequential" else first_loader(loaders)
 
 
 def evenly_spaced_batch(loader: Any, count: int) -> tuple[Any, list[int]] | None:
@@ -39,13 +61,15 @@ def evenly_spaced_batch(loader: Any, count: int) -> tuple[Any, list[int]] | None
     The loader itself is not iterated: that would draw from the global generator, and reset persistent workers.
 
     Args:
-        loader: the loader.
+        loader: the loader, or a list or mapping of loaders whose batches make one batch together.
         count: how many samples are asked for; fewer are taken where there are fewer.
 
     Returns:
         The batch and its indices, or ``None`` where the data set cannot be indexed.
 
     """
+    if isinstance(loader, (dict, list, tuple)):
+        return _combined_batch(loader, count)
     dataset = getattr(loader, "dataset", None)
     if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         return None
@@ -58,6 +82,18 @@ def evenly_spaced_batch(loader: Any, count: int) -> tuple[Any, list[int]] | None
         return None
     indices = [i * size // count for i in range(count)]
     return collate(loader, indices), indices
+
+
+def _combined_batch(loaders: Any, count: int) -> tuple[Any, list[int]] | None:
+    """A batch of a ``CombinedLoader``; its indices are those of the part that has the most."""
+    keys = list(loaders) if isinstance(loaders, dict) else range(len(loaders))
+    found = [evenly_spaced_batch(loaders[key], count) for key in keys]
+    parts = [part for part in found if part is not None]
+    if not parts or len(parts) < len(found):
+        return None
+    batches = [batch for batch, _ in parts]
+    batch = dict(zip(keys, batches, strict=True)) if isinstance(loaders, dict) else type(loaders)(batches)
+    return batch, max((indices for _, indices in parts), key=len)
 
 
 def collate(loader: Any, indices: Sequence[int]) -> Any:

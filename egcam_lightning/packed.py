@@ -27,7 +27,7 @@ class PackedSnapshots(Sequence[Snapshot]):
         >>> snapshot = Snapshot(0, 9, "epoch", "conv", 1, torch.ones(1, 2, 2), one.long(), one.long(), *[one] * 4)
         >>> packed = PackedSnapshots([snapshot]).plus(snapshot)
         >>> len(packed), packed[-1].key, packed[0].attribution.shape
-        (2, (0, 9), torch.Size([1, 2, 2]))
+        (2, (0, 9, 'epoch'), torch.Size([1, 2, 2]))
 
     """
 

@@ -14,7 +14,7 @@ from egcam_lightning.data import (
     first_loader,
     normalization_of,
     to_model,
-    validation_loader,
+    validation_source,
 )
 from egcam_lightning.faults import Faults
 from egcam_lightning.probe import Probe
@@ -45,10 +45,10 @@ def build_probe(
         if size == 0:
             raise ValueError("Expected `probe` to hold at least one image, but its batch is empty.")
         return Probe.from_batch(batch, size, input_key, masks_key)
-    loader = validation_loader(trainer)
+    loader = validation_source(trainer)
     if loader is None:
         rank_zero_warn("There are no validation data: training images are explained instead.")
-        loader = first_loader(trainer.train_dataloader)
+        loader = trainer.train_dataloader
 
     def read() -> tuple[Any, list[int]] | None:
         found = evenly_spaced_batch(loader, num_images)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
-from torchmetrics import Metric
 
-from egcam_lightning.batches import Key, find_images, get
-from egcam_lightning.data import validation_loader
+from egcam_lightning.batches import find_images, get
+from egcam_lightning.data import validation_data
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.faults import Faults
 from egcam_lightning.isolation import isolated
@@ -28,25 +26,8 @@ from egcam_lightning.probe import Probe
 from egcam_lightning.probing import build_probe, probe_images
 from egcam_lightning.ranks import Ranks
 from egcam_lightning.record import Record
+from egcam_lightning.settings import Settings
 from egcam_lightning.snapshot import Snapshot
-
-
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """What the user asked for, checked."""
-
-    explainer: Mapping[str, Any]
-    target: str | int | Callable[..., Any]
-    metrics: str | tuple[str | Metric, ...]
-    num_images: int
-    probe: Any
-    class_names: tuple[str, ...] | None
-    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
-    input_key: Key | None
-    masks_key: Key | None
-    seed: int
-    save_dir: str | None
-    prefix: str
 
 
 class Session:
@@ -86,8 +67,7 @@ class Session:
         self._look: Look | None = None
         self._output: Output | None = None
         self.run_dir: Path | None = None
-        with self._booked():
-            validation_loader(trainer)  # is set up here if it was not: every process waits for the others there
+        with self._booked(), validation_data(trainer, pl_module):
             batches = sum(trainer.num_val_batches)
             self._all_validate = self._ranks.all(batches > 0)
             if batches and not self._all_validate:
@@ -114,7 +94,9 @@ class Session:
     @property
     def validates(self) -> bool:
         """Whether validation reaches every process, so that the snapshots of epochs can be taken in it."""
-        return self._all_validate and self._trainer.enable_validation and sum(self._trainer.num_val_batches) > 0
+        trainer = self._trainer
+        there = trainer.val_dataloaders is None or sum(trainer.num_val_batches) > 0  # or yet to be set up
+        return self._all_validate and trainer.enable_validation and there
 
     def sample(self, batch: Any, batch_idx: int) -> None:
         """Let a training batch pass by the reservoir."""
@@ -152,7 +134,7 @@ class Session:
         if look is None:
             return
         when = When(self._trainer.current_epoch, self._logger_step(kind), kind)
-        if any(snapshot.key == (when.epoch, when.step) for snapshot in record.history.snapshots[-2:]):
+        if any(snapshot.key == (when.epoch, when.step, when.kind) for snapshot in record.history.snapshots[-2:]):
             return  # a checkpoint written inside validation fires the end of its epoch again
         # The first process decides, since every one takes part or none.
         if kind != "start" and not self._ranks.first(schedule.due(self.elapsed)):
@@ -210,9 +192,9 @@ class Session:
         record.adopt(probe)
         assert record.probe is not None
         probe = record.probe
-        explainer = ExpectedGradCAM(module, **settings.explainer)
+        explainer = ExpectedGradCAM(module, **{**settings.explainer, "forward_fn": self._forward})
         images = probe.inputs(torch.arange(min(len(probe), 4)), module.device)
-        with isolated(module, seed=settings.seed), self._precision(), torch.no_grad():
+        with isolated(module, seed=settings.seed), torch.no_grad():
             try:
                 output = explainer.forward(images)
             except (TypeError, NotImplementedError, AttributeError) as error:
@@ -258,7 +240,7 @@ class Session:
         record, module = self._record, self._module
         assert record.probe is not None
         with ExitStack() as stack:
-            self._ranks.together(lambda: stack.enter_context(self._as_validated()))
+            self._ranks.together(lambda: stack.enter_context(isolated(module, seed=self._settings.seed)))
             found = record.baselines.current(look.ranks, record.probe, module.device)
             if found is None:
                 self._faults.warn("There are no training images to serve as baselines yet; no snapshot is taken.")
@@ -325,15 +307,11 @@ class Session:
                 sync_dist=self._trainer.world_size > 1,
             )
 
-    @contextmanager
-    def _as_validated(self) -> Iterator[None]:
-        """The module left alone, in the precision in which the validation loop runs it."""
-        with isolated(self._module, seed=self._settings.seed), self._precision():
-            yield
-
-    def _precision(self) -> Any:
-        """The precision in which the validation loop runs the model."""
-        return self._trainer.precision_plugin.forward_context()
+    def _forward(self, module: LightningModule, images: Tensor) -> Any:
+        """Call the module in the precision in which the validation loop does; all arithmetic around it is float32."""
+        forward_fn = self._settings.explainer["forward_fn"]
+        with self._trainer.precision_plugin.forward_context():
+            return module(images) if forward_fn is None else forward_fn(module, images)
 
     def _logger_step(self, kind: str) -> int:
         """The step under which Lightning logs at this moment."""

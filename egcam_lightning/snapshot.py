@@ -184,9 +184,14 @@ class Snapshot:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[int, int]:
-        """``(epoch, step)``: what a snapshot is known by."""
-        return self.epoch, self.step
+    def key(self) -> tuple[int, int, str]:
+        """``(epoch, step, when)``: what a snapshot is known by. Before and behind the first step Lightning says 0."""
+        return self.epoch, self.step, self.when
+
+    @property
+    def name(self) -> str:
+        """The key as a file's name, without an ending."""
+        return f"epoch={self.epoch:04d}-step={self.step:06d}" + {"start": "-start", "step": "-step"}.get(self.when, "")
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,7 +65,7 @@ MAX_SNAPSHOTS = 100_000
 MAX_IMAGES = 16_384
 MAX_BYTES = 2**30
 
-_MAPS_NAME = re.compile(r"maps/epoch=-?\d{1,20}-step=-?\d{1,20}\.npz")
+_MAPS_NAME = re.compile(r"maps/epoch=-?\d{1,20}-step=-?\d{1,20}(-start|-step)?\.npz")
 
 
 class RunFolder:
@@ -80,7 +80,7 @@ class RunFolder:
         >>> folder.open(ProbeImages(images=torch.zeros(1, 8, 8, 3, dtype=torch.uint8)))
         >>> one = torch.ones(1)
         >>> snapshot = Snapshot(0, 9, "epoch", "conv", 1, torch.ones(1, 2, 2), one.long(), one.long(), *[one] * 4)
-        >>> folder.append(snapshot), folder.append(snapshot)  # the same (epoch, step) is written once
+        >>> folder.append(snapshot), folder.append(snapshot)  # the same occasion is written once
         (True, False)
         >>> len(load_history(folder.path))
         1
@@ -89,7 +89,7 @@ class RunFolder:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
-        self._keys: set[tuple[int, int]] = set()
+        self._keys: set[tuple[int, int, str]] = set()
 
     def open(self, probe: ProbeImages, prefix: str = "egcam", snapshots: Iterable[Snapshot] = ()) -> None:
         """Make the folder hold exactly this probe and these snapshots, whatever it held before.
@@ -115,7 +115,7 @@ class RunFolder:
         lines = [_encode(_header(probe, prefix)), *(self._write_maps(snapshot) for snapshot in snapshots)]
         replace_file(self.path / "history.jsonl", b"".join(lines))
         self._keys = {snapshot.key for snapshot in snapshots}
-        kept = {_maps_name(*key) for key in self._keys}
+        kept = {_maps_name(snapshot) for snapshot in snapshots}
         for file in (self.path / "maps").iterdir():
             if f"maps/{file.name}" not in kept and _MAPS_NAME.fullmatch(f"maps/{file.name}"):
                 file.unlink()
@@ -127,7 +127,7 @@ class RunFolder:
             snapshot: the newest snapshot, of the probe that :meth:`open` was given.
 
         Returns:
-            Whether it was written: a second one of the same epoch and step is not.
+            Whether it was written: a second one of the same occasion is not.
 
         Raises:
             OSError: where the disk does not take it; the history on disk is then what it was before.
@@ -147,7 +147,7 @@ class RunFolder:
     def _write_maps(self, snapshot: Snapshot) -> bytes:
         """Write the maps of ``snapshot`` and return its line."""
         half, scale = pack_maps(snapshot.attribution)
-        name = _maps_name(*snapshot.key)
+        name = _maps_name(snapshot)
         write_npz(self.path / name, {"half": half.numpy(), "scale": scale.numpy()})
         fields = ((field, getattr(snapshot, field)) for field in INTEGERS + FLOATS + OPTIONAL)
         return _encode(
@@ -196,14 +196,14 @@ def load_history(run_dir: str | PathLike[str]) -> History:
     try:
         with open(path, "rb") as file:
             probe, prefix = _read_header(folder, _decode(file.readline(MAX_LINE + 1)))
-            snapshots: dict[tuple[int, int], Snapshot] = {}
+            snapshots: dict[tuple[int, int, str], Snapshot] = {}
             left = MAX_BYTES
             while (line := file.readline(MAX_LINE + 1)).endswith(b"\n") or len(line) > MAX_LINE:
                 where = f"{path}, line {len(snapshots) + 2}"
                 snapshot = _read_snapshot(folder, _decode(line), len(probe.images), left)
                 left -= snapshot.attribution.nbytes
                 if snapshot.key in snapshots or len(snapshots) == MAX_SNAPSHOTS:
-                    raise ValueError(f"epoch {snapshot.epoch} and step {snapshot.step} are there twice or too many")
+                    raise ValueError(f"{snapshot.name} is there twice or too many")
                 snapshots[snapshot.key] = snapshot
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError) as error:
         text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
@@ -282,8 +282,8 @@ def _read_snapshot(folder: Path, line: dict[str, Any], count: int, left: int) ->
     )
 
 
-def _maps_name(epoch: int, step: int) -> str:
-    return f"maps/epoch={epoch:04d}-step={step:06d}.npz"
+def _maps_name(snapshot: Snapshot) -> str:
+    return f"maps/{snapshot.name}.npz"
 
 
 def _to_json(values: Tensor) -> list[int | float | str | None]:

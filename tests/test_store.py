@@ -218,7 +218,7 @@ def test_the_same_epoch_and_step_is_written_once(tmp_path):
     folder = opened(tmp_path, [make_snapshot(0, 9)])
     assert folder.append(make_snapshot(0, 10)) is True
     assert folder.append(make_snapshot(0, 9)) is False
-    assert [s.key for s in load_history(tmp_path).snapshots] == [(0, 9), (0, 10)]
+    assert [s.key for s in load_history(tmp_path).snapshots] == [(0, 9, "epoch"), (0, 10, "epoch")]
 
 
 @pytest.mark.parametrize("torn", [b'{"epoch": 5, "st', b"\xff\xfe", b"{}"])
@@ -246,7 +246,7 @@ def test_opening_with_a_checkpoints_snapshots_cuts_what_is_past_it(tmp_path):
     (tmp_path / "maps" / "note.txt").write_text("somebody's own")
     folder = RunFolder(tmp_path)
     folder.open(make_probe(), "mine", past[:2])
-    assert [s.key for s in load_history(tmp_path).snapshots] == [(0, 9), (1, 19)]
+    assert [s.key for s in load_history(tmp_path).snapshots] == [(0, 9, "epoch"), (1, 19, "epoch")]
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == [
         "epoch=0000-step=000009.npz",
         "epoch=0001-step=000019.npz",

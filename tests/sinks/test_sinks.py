@@ -81,7 +81,7 @@ def test_files_hold_the_sheets(tmp_path, log_all, drawn):
     log_all(sink)
     files = sorted((tmp_path / "panels").iterdir())
     assert [file.name for file in files] == [
-        "epoch=0000-step=000000.png",
+        "epoch=0000-step=000000-start.png",
         "epoch=0000-step=000009.png",
         "epoch=0001-step=000019.png",
     ]

@@ -1,0 +1,73 @@
+"""What the user asked for, checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torchmetrics import Metric
+
+from egcam_lightning.batches import Key
+from egcam_lightning.explain import ExpectedGradCAM
+from egcam_lightning.look import build_metrics
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What the user asked for.
+
+    Raises:
+        ValueError: for arguments out of range.
+
+    """
+
+    explainer: Mapping[str, Any]
+    target: str | int | Callable[..., Any]
+    metrics: str | tuple[str | Metric, ...]
+    num_images: int
+    num_baselines: int
+    baseline_samples: int | None
+    probe: Any
+    class_names: tuple[str, ...] | None
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
+    input_key: Key | None
+    masks_key: Key | None
+    max_overhead: float | None
+    seed: int
+    save_dir: str | None
+    prefix: str
+    strict: bool
+
+    def __post_init__(self) -> None:
+        check_counts(num_images=self.num_images, num_baselines=self.num_baselines)
+        check_counts(num_samples=self.explainer["num_samples"])
+        check_counts(optional=True, chunk_size=self.explainer["chunk_size"], baseline_samples=self.baseline_samples)
+        if self.max_overhead is not None and not 0 < self.max_overhead <= 1:
+            raise ValueError(
+                "Expected `max_overhead` to be a share between 0 and 1, or None for any, but got "
+                f"{self.max_overhead!r}."
+            )
+        if isinstance(self.target, str) and self.target not in ("label", "predicted"):
+            raise ValueError(
+                f"Expected `target` to be 'label', 'predicted', a class or a callable, but got {self.target!r}."
+            )
+        ExpectedGradCAM(nn.Identity(), **self.explainer)  # a wrong argument of the explainer is told of now
+        build_metrics(self.metrics, masks=False)  # and so is a wrong name
+
+
+def check_counts(*, optional: bool = False, **counts: int | None) -> None:
+    """Insist on positive integers.
+
+    Args:
+        optional: whether ``None`` will do as well.
+        **counts: numbers by the name of the argument.
+
+    Raises:
+        ValueError: for anything else.
+
+    """
+    for name, count in counts.items():
+        if not (optional and count is None) and (not isinstance(count, int) or count < 1):
+            raise ValueError(f"Expected `{name}` to be a positive integer, but got {count!r}.")
