@@ -43,7 +43,7 @@ def find_images(batch: Any, key: Key | None = None) -> Path:
         if not _is_image(found):
             raise ValueError(
                 f"Expected images of shape (batch, channels, height, width) under `input_key={key!r}`, but found "
-                f"{_describe(found)}. The batch holds {_contents(batch)}."
+                f"{_describe(found)}. The batch holds {contents(batch)}."
             )
         return path
     leaves = [(path, leaf) for path, leaf in _leaves(batch) if _is_image(leaf)]
@@ -54,7 +54,7 @@ def find_images(batch: Any, key: Key | None = None) -> Path:
     if not leaves:
         raise ValueError(
             "Found no images in the batch: no tensor of shape (batch, channels, height, width). It holds "
-            f"{_contents(batch)}. Pass `input_key`, or `probe` with a batch of your own."
+            f"{contents(batch)}. Pass `input_key`, or `probe` with a batch of your own."
         )
     return leaves[0][0]
 
@@ -87,7 +87,7 @@ def find_masks(batch: Any, images: Path, key: Key) -> Path:
     ):
         raise ValueError(
             f"Expected masks of shape {(size[0], *size[2:])} under `masks_key={key!r}`, but found {_describe(found)}. "
-            f"The batch holds {_contents(batch)}."
+            f"The batch holds {contents(batch)}."
         )
     return path
 
@@ -188,6 +188,7 @@ def _describe(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _contents(batch: Any) -> str:
+def contents(batch: Any) -> str:
+    """Say what a batch holds and where, for messages."""
     parts = [f"{'.'.join(map(str, path)) or 'the batch'}: {_describe(leaf)}" for path, leaf in _leaves(batch)]
     return "; ".join(parts[:12]) + ("; ..." if len(parts) > 12 else "") or "nothing"

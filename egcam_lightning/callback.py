@@ -19,6 +19,7 @@ from egcam_lightning.explain import Perturbation
 from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import Score, ScoreName
 from egcam_lightning.faults import Faults
+from egcam_lightning.probing import check_probe
 from egcam_lightning.record import Record
 from egcam_lightning.schedule import Schedule
 from egcam_lightning.session import Session
@@ -46,7 +47,8 @@ class ExpectedGradCAMCallback(Callback):
             first snapshot after an epoch), a class for all images, or a callable from (output, labels) to ``(N,)``
             classes, asked at that same snapshot. The class of an image then stays the same for the whole run.
         metrics: ``"default"`` (about 48 passes an image), names, instances of ``torchmetrics.Metric``, or ``()``.
-        probe: a batch to explain instead, as the validation loader would make it.
+        probe: what to explain instead: a batch, as the validation loader would make it; indices of the validation
+            data set; or ``"balanced"``, ``num_images`` of it with every class as often as any other.
         class_names: names of the classes; ``None``: those of the data set, where it has them.
         mean: mean that images were normalised with, for display; ``None``: that of the data set's ``Normalize``.
         std: the standard deviation.
@@ -131,6 +133,7 @@ class ExpectedGradCAMCallback(Callback):
             "reshape_transform": reshape_transform,
             "chunk_size": chunk_size,
         }
+        check_probe(probe)
         self._settings = Settings(
             explainer=explainer,
             target=target,

@@ -7,18 +7,25 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from egcam_lightning.batches import Key, find_images, get
+from egcam_lightning.batches import Key, contents, find_images, find_labels, get
 from egcam_lightning.data import (
+    balanced_indices,
+    batches_itself,
     class_names_of,
+    collate,
     evenly_spaced_batch,
     first_loader,
+    known_labels,
     normalization_of,
+    num_samples,
     to_model,
     validation_source,
 )
 from egcam_lightning.faults import Faults
 from egcam_lightning.probe import Probe
 from egcam_lightning.snapshot import ProbeImages
+
+_READ_TO_BALANCE = 32  # samples read for each image to choose, where labels can be had in no other way
 
 
 def build_probe(
@@ -30,25 +37,41 @@ def build_probe(
     masks_key: Key | None,
     faults: Faults,
 ) -> Probe | None:
-    """Build the probe: the user's batch, else evenly spaced validation images, else training images.
+    """Build the probe: the user's batch or choice, else evenly spaced validation images, else training images.
+
+    Args:
+        trainer: the Trainer.
+        pl_module: its module.
+        given: a batch, indices of the data set, ``"balanced"``, or ``None``.
+        num_images: how many images to take, unless ``given`` says which.
+        input_key: where the images are in a batch.
+        masks_key: where the masks are.
+        faults: where a failure to read goes that the user's own choice is not the cause of.
 
     Returns:
         The probe, or ``None`` where data cannot be indexed, or read, and the first validation batch must be waited for.
 
     Raises:
-        ValueError: where the user's batch has no images, or the data have none.
+        ValueError: where the user's batch has no images, or the data have none; where what the user chose cannot be
+            had: an index out of range, data without an index, or without labels to balance.
 
     """
-    if given is not None:
+    keys = input_key, masks_key
+    chosen = isinstance(given, str) or _as_indices(given) is not None
+    if given is not None and not chosen:
         batch = to_model(trainer, pl_module, given, validating=True)
         size = len(get(batch, find_images(batch, input_key)))
         if size == 0:
             raise ValueError("Expected `probe` to hold at least one image, but its batch is empty.")
-        return Probe.from_batch(batch, size, input_key, masks_key)
+        return Probe.from_batch(batch, size, *keys)
     loader = validation_source(trainer)
     if loader is None:
         rank_zero_warn("There are no validation data: training images are explained instead.")
         loader = trainer.train_dataloader
+    if chosen:  # what was asked for and cannot be had is an error
+        indices = _chosen_indices(loader, given, num_images, input_key)
+        batch = to_model(trainer, pl_module, collate(loader, indices), validating=True)
+        return Probe.from_batch(batch, len(indices), *keys)
 
     def read() -> tuple[Any, list[int]] | None:
         found = evenly_spaced_batch(loader, num_images)
@@ -63,7 +86,67 @@ def build_probe(
             f"Expected at least num_images={num_images} images to explain, but the data set has {len(indices)}; "
             "taking them all."
         )
-    return Probe.from_batch(batch, num_images, input_key, masks_key)
+    return Probe.from_batch(batch, num_images, *keys)
+
+
+def check_probe(given: Any) -> None:
+    """Raise for a choice of images that no data can meet.
+
+    Raises:
+        ValueError: for a name other than ``"balanced"``, and no or negative indices.
+
+    """
+    if isinstance(given, str) and given != "balanced":
+        raise ValueError(
+            f"Expected `probe` to be 'balanced', indices of the validation data, or a batch, but got {given!r}."
+        )
+    indices = _as_indices(given)
+    if indices is not None and (not indices or min(indices) < 0):
+        raise ValueError(f"Expected `probe` to hold indices of the validation data, 0 and above, but got {given!r}.")
+
+
+def _as_indices(given: Any) -> list[int] | None:
+    """``given`` as indices, or ``None`` where it is something else."""
+    if isinstance(given, (list, tuple, range)) and all(type(index) is int for index in given):
+        return list(given)
+    return None
+
+
+def _chosen_indices(loader: Any, given: Any, num_images: int, input_key: Key | None) -> list[int]:
+    size = num_samples(loader)
+    if not size or batches_itself(loader):
+        raise ValueError(
+            f"Expected data with an index to choose the images of `probe={given!r}` from, but "
+            f"{type(getattr(loader, 'dataset', loader)).__name__} has none. Pass a batch as `probe`, or None for the "
+            "first validation batch."
+        )
+    indices = _as_indices(given)
+    if indices is None:
+        pool, labels = _labels(loader, size, num_images, input_key)
+        return [pool[i] for i in balanced_indices(labels, num_images)]
+    if max(indices) >= size:
+        raise ValueError(f"Expected `probe` to hold indices between 0 and {size - 1}, but got {max(indices)}.")
+    return indices
+
+
+def _labels(loader: Any, size: int, num_images: int, input_key: Key | None) -> tuple[list[int], list[int]]:
+    """Indices to choose from, and their labels: all where the data set keeps them, else of samples read for it."""
+    known = known_labels(loader.dataset)
+    if known is not None:
+        return list(range(size)), known
+    count = min(size, _READ_TO_BALANCE * num_images)
+    pool, labels = [i * size // count for i in range(count)], []
+    for index in pool:  # one by one, so that no more than one sample is in memory
+        batch = collate(loader, [index])
+        path = find_labels(batch, find_images(batch, input_key))
+        if path is None:
+            raise ValueError(
+                "Expected labels in the validation data to balance `probe='balanced'` by: the data set has no "
+                f"`targets` or `labels`, and its samples hold no integer label. They hold {contents(batch)}. Pass "
+                "indices as `probe` instead, such as probe=[3, 17, 42]."
+            )
+        labels.append(int(get(batch, path).reshape(-1)[0]))
+    return pool, labels
 
 
 def probe_images(
@@ -82,7 +165,7 @@ def probe_images(
         getattr(trainer, "datamodule", None),
         pl_module,
     ]
-    mean, std = normalization or normalization_of(*sources) or (None, None)
+    mean, std = normalization or normalization_of(*sources, images=probe.images) or (None, None)
     if mean is not None and len(mean) not in (1, probe.images.shape[1]):
         mean, std = None, None
     images, restored = to_display(probe.images, mean, std)

@@ -31,6 +31,7 @@ class Candidate:
     module: nn.Module
     shape: tuple[int, ...]
     layout: Layout
+    tensor: int  # the identity of its output, which a block and the container around it share
 
     def __str__(self) -> str:
         return f"{self.name} {self.shape}"
@@ -119,14 +120,19 @@ def _resolve(model: nn.Module, target: str | nn.Module, candidates: Sequence[Can
 
 
 def _choices(candidates: Sequence[Candidate]) -> str:
-    shown = [str(candidate) for candidate in candidates[-12:]]
-    return f"Layers with a grid, the last ones of {len(candidates)}: {', '.join(shown)}." if shown else ""
+    outermost: dict[int, Candidate] = {}
+    for candidate in candidates:
+        outermost.pop(candidate.tensor, None)
+        outermost[candidate.tensor] = candidate
+    shown = [str(candidate) for candidate in list(outermost.values())[-12:]]
+    return f"Layers with a grid, the last ones of {len(outermost)}: {', '.join(shown)}." if shown else ""
 
 
 def _observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[Candidate], nn.Module | None]:
     """Run the model once and list the modules that might serve, in the order in which they finish.
 
-    Where several modules return the same tensor (a block and the container around it), the last one stands for all.
+    Modules that only hand on what they were given are left out. Where several return the same tensor (a block and the
+    container around it) all are listed, outermost last: a container that returns more besides may be no cut.
 
     Returns:
         The candidates, and the *head*: the last module whose input varies over the images while its output
@@ -134,6 +140,7 @@ def _observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[C
 
     """
     outputs: dict[nn.Module, list[Any]] = {}
+    passed_on: set[nn.Module] = set()
     head: nn.Module | None = None
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -141,6 +148,8 @@ def _observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[C
         tensor = first_tensor(output)
         outputs.setdefault(module, []).append(tensor)
         given = first_tensor(inputs)
+        if _passes_on(module, given, tensor):
+            passed_on.add(module)
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and given is not None and varies(given):
             head = None if tensor is not None and varies(tensor) else module
 
@@ -154,13 +163,13 @@ def _observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[C
             handle.remove()
     check_rows(logits, len(images))
     pooled = {id(t) for module, ts in outputs.items() if isinstance(module, _POOLING) for t in ts}
-    by_tensor: dict[int, Candidate] = {}
-    class_maps: dict[int, Candidate] = {}
+    features: list[Candidate] = []
+    class_maps: list[Candidate] = []
     # A module enters `outputs` when it *first* finishes; only those called once are kept, so the order is right.
     classes = logits.shape[1] if logits.ndim > 1 else None
     for module, tensors in outputs.items():
         tensor = tensors[0]
-        if len(tensors) != 1 or tensor is None or not names[module]:
+        if len(tensors) != 1 or tensor is None or not names[module] or module in passed_on:
             continue
         if id(tensor) in pooled or tensor is logits or not tensor.is_floating_point():
             continue
@@ -170,10 +179,17 @@ def _observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[C
         if layout is None or max(layout.grid) == 1:
             continue
         # A map a class is the model's own output before it is pooled or resized: only where there is nothing else.
-        found = class_maps if layout.to_grid(tensor).shape[1] == classes else by_tensor
-        found.pop(id(tensor), None)
-        found[id(tensor)] = Candidate(names[module], module, tuple(tensor.shape[1:]), layout)
-    return list((by_tensor or class_maps).values()), head
+        found = class_maps if layout.to_grid(tensor).shape[1] == classes else features
+        found.append(Candidate(names[module], module, tuple(tensor.shape[1:]), layout, id(tensor)))
+    return features or class_maps, head
+
+
+def _passes_on(module: nn.Module, given: Tensor | None, output: Tensor | None) -> bool:
+    """Whether a module only hands on what it was given: an identity, dropout in evaluation, another order of axes."""
+    if given is None or output is None or next(module.parameters(), None) is not None:
+        return False
+    unchanged = isinstance(module, nn.modules.dropout._DropoutNd) or not getattr(module, "inplace", False)
+    return unchanged and output.data_ptr() == given.data_ptr() and output.numel() == given.numel()
 
 
 def _input_of(head: nn.Module, forward: Forward) -> Forward:

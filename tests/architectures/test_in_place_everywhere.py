@@ -1,0 +1,47 @@
+"""Whatever the architecture, `target_layer="auto"` takes a layer that one would choose, and the map lies in its place.
+
+Only a patch in the middle of one quadrant tells an image from its baseline, so that the attribution lies there: a map
+that is flipped, transposed, shifted by a class token or read in the wrong layout does not.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+from scenes import in_place, patched
+from torch import Tensor
+from zoo import ARCHITECTURES, Architecture, make
+
+from egcam_lightning.explain import ExpectedGradCAM, Explanation
+from egcam_lightning.explain.cut import Cut, carrier_like
+
+NAMES = [name if a.cheap else pytest.param(name, marks=pytest.mark.slow) for name, a in ARCHITECTURES.items()]
+
+
+def explain(architecture: Architecture) -> tuple[Cut, Tensor, Explanation]:
+    noise, images, _ = patched(architecture.side)
+    model = make(architecture)
+    explainer = ExpectedGradCAM(model, num_samples=8, score=architecture.score)
+    explanation = explainer(images, noise, 1)
+    layer = model.get_submodule(explanation.layer)
+    return Cut(layer, explanation.layer, explainer.forward), images, explanation
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_auto_takes_the_layer_that_one_would_choose_and_its_map_is_in_place(name: str) -> None:
+    architecture = ARCHITECTURES[name]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(cut of the network|No layer)")
+        cut, images, explanation = explain(architecture)
+    assert explanation.layer == architecture.layer
+    maps = explanation.attribution
+    assert in_place(maps)
+    for turned in (maps.flip(1), maps.flip(2), maps.transpose(1, 2)):
+        assert not in_place(turned)
+    # The fast path holds, on images that the explainer has not asked about in this way.
+    activation, output = cut.capture(images[:4])
+    assert cut.holds(activation, output, carrier_like(images, seed=7))
+    wanted = explanation.score - explanation.baseline_score
+    found = maps.flatten(1).sum(1) + explanation.off_grid
+    assert (found - wanted).abs().sum() <= 0.1 * wanted.abs().sum()
