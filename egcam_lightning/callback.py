@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from egcam_lightning.baselines import Baselines
 from egcam_lightning.explain import Perturbation
 from egcam_lightning.explain.perturbation import Weighting
-from egcam_lightning.explain.scores import Score, ScoreName
+from egcam_lightning.explain.scores import ScoreName
 from egcam_lightning.faults import Faults
 from egcam_lightning.probing import check_probe
 from egcam_lightning.record import Record
@@ -94,7 +94,7 @@ class ExpectedGradCAMCallback(Callback):
         every_n_epochs: int | None = 1,
         every_n_train_steps: int | None = None,
         log_at_start: bool = True,
-        target: str | int | Callable[..., Any] = "label",
+        target: Literal["label", "predicted"] | int | Callable[..., Any] = "label",
         metrics: str | Iterable[str | Metric] = "default",
         probe: Any = None,
         class_names: Sequence[str] | None = None,
@@ -110,7 +110,7 @@ class ExpectedGradCAMCallback(Callback):
         log_prefix: str = "egcam",
         perturbation: Perturbation | None = None,
         weighting: Weighting | None = None,
-        score: ScoreName | Score = "logit",
+        score: ScoreName | Callable[..., Any] = "logit",
         reshape_transform: Callable[..., Any] | None = None,
         chunk_size: int | None = None,
         baseline_samples: int | None = None,
