@@ -5,32 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from egcam_lightning.explain.cut import Cut, carrier_like, gradient_at, is_out_of_memory, varies
-from egcam_lightning.explain.draws import Draws, sample_draws, sample_noise
+from egcam_lightning.explain.cut import Cut, carrier_like, varies
+from egcam_lightning.explain.draws import Draws, sample_draws
 from egcam_lightning.explain.find import find_layer
 from egcam_lightning.explain.layout import Layout
 from egcam_lightning.explain.perturbation import Perturbation, Weighting, check_choice
-from egcam_lightning.explain.scores import (
-    Score,
-    ScoreName,
-    as_score,
-    check_rows,
-    select_output,
-)
+from egcam_lightning.explain.run import Chunks, Run, capture
+from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_score, in_float, select_output
 from egcam_lightning.explain.several import mean_over_layers
 from egcam_lightning.isolation import isolated
 from egcam_lightning.snapshot import Explanation
-
-# Elements of the points that go through a pass at once: 64 MB of activations in float32, 16 MB of images, whose
-# activations on the way are many times larger.
-_POINT_ELEMENTS = 2**24
-_IMAGE_ELEMENTS = 2**22
 
 
 class ExpectedGradCAM:
@@ -116,7 +106,7 @@ class ExpectedGradCAM:
         self.output_key = output_key
         self.forward_fn = forward_fn
         self.reshape_transform = reshape_transform
-        self.chunk_size = chunk_size
+        self._chunks = Chunks(chunk_size)
         self._found: tuple[Cut, Layout] | None = None
         self._size: tuple[int, ...] = ()
         self._said_no_cut = False
@@ -128,6 +118,11 @@ class ExpectedGradCAM:
         part = copy(self)
         part.target_layer, part._parts = layer, []
         return part
+
+    @property
+    def chunk_size(self) -> int | None:
+        """Points that go through the model at once: what was asked for, or what memory has turned out to allow."""
+        return self._chunks.size
 
     @property
     def layer(self) -> str | None:
@@ -160,8 +155,8 @@ class ExpectedGradCAM:
             ``(n,)`` float32.
 
         """
-        score = self.score.shown if probability else self.score
-        return self._checked(score(_float(self.forward(images)), target), len(images))
+        score: Score = self.score.shown if probability else self.score
+        return check_score(score(in_float(self.forward(images)), target), len(images))
 
     def predict(self, images: Tensor) -> Tensor:
         """``(n,)`` int64: what the model predicts for images ``(n, C, H, W)``, -1 where the score has no classes."""
@@ -300,15 +295,26 @@ class ExpectedGradCAM:
         kind = self.perturbation.baseline
         references = {"data": baselines, "zeros": torch.zeros_like(inputs[:1]), "none": None}[kind]
 
-        activation, output = self._capture(cut, inputs)
+        activation, output = capture(cut, inputs, self._chunks)
         targets = self._targets(output, target, len(inputs), inputs.device)
-        score_of = self.score.bind(_float(output), targets)
-        run = _Run(self, cut, layout, inputs, activation, output, score_of, carrier_like(inputs))
+        score_of = self.score.bind(in_float(output), targets)
+        run = Run(
+            self.perturbation,
+            self.seed,
+            self._chunks,
+            cut,
+            layout,
+            inputs,
+            activation,
+            output,
+            score_of,
+            carrier_like(inputs),
+        )
         if references is not None:
             run.baseline_inputs = references
-            run.baseline_activation, run.baseline_output = self._capture(cut, references)
+            run.baseline_activation, run.baseline_output = capture(cut, references, self._chunks)
         in_activations = self.perturbation.space == "activation"
-        is_cut = (in_activations or kind == "none") and self._is_cut(run)
+        is_cut = (in_activations or kind == "none") and run.is_cut()
         # The gradient at the image itself is the same, whichever way it is had.
         differs = in_activations and not is_cut and not (kind == "none" and self.perturbation.noise == 0)
         if differs and not self._said_no_cut and run.tells_images_apart:
@@ -369,182 +375,6 @@ class ExpectedGradCAM:
         self.score.check(output, targets)
         return targets
 
-    @staticmethod
-    def _checked(score: Any, count: int) -> Tensor:
-        """``(count,)`` float32 scores."""
-        if not isinstance(score, Tensor) or score.shape != (count,):
-            seen = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ValueError(f"Expected `score` to return one number an image, {(count,)}, but got {seen}.")
-        return score.float()
-
-    def _capture(self, cut: Cut, images: Tensor) -> tuple[Tensor, Tensor]:
-        activations: list[Tensor] = []
-        outputs: list[Tensor] = []
-
-        def one(chunk: slice) -> None:
-            activation, output = cut.capture(images[chunk])
-            check_rows(output, len(images[chunk]))
-            activations.append(activation)
-            outputs.append(output)
-
-        self._in_chunks(len(images), max(1, _IMAGE_ELEMENTS // images[0].numel()), one)
-        return torch.cat(activations), torch.cat(outputs)
-
-    def _is_cut(self, run: _Run) -> bool:
-        activation, output = run.activation, run.output
-        # Few images may not tell whether the output varies: let baselines help, or else a noise image.
-        if len(activation) < 4 and run.baseline_activation is not None and run.baseline_output is not None:
-            activation = torch.cat([activation, run.baseline_activation[:4]])
-            output = torch.cat([output, run.baseline_output[:4]])
-        if not varies(output):
-            other = self._capture(run.cut, carrier_like(run.inputs, seed=1))
-            activation, output = torch.cat([activation, other[0]]), torch.cat([output, other[1]])
-        run.tells_images_apart = varies(output)
-
-        def replay() -> Tensor:
-            outputs: list[Tensor] = []
-
-            def one(chunk: slice) -> None:
-                outputs.append(run.cut.from_points(activation[chunk], run.carrier)[1])
-
-            self._in_chunks(len(activation), max(1, _POINT_ELEMENTS // activation[0].numel()), one)
-            return torch.cat(outputs)
-
-        return run.cut.holds(activation, output, run.carrier, replay=replay)
-
-    def _in_chunks(self, total: int, size: int, work: Callable[[slice], None]) -> None:
-        """Call ``work`` on slices of ``range(total)``; halve them, for good, where memory runs out."""
-        if self.chunk_size is not None:
-            size = min(size, self.chunk_size)
-        start = 0
-        while start < total:
-            try:
-                work(slice(start, min(start + size, total)))
-            except (RuntimeError, MemoryError) as error:
-                if size == 1 or not is_out_of_memory(error):
-                    raise
-                size = self.chunk_size = size // 2
-            else:
-                start += size
-                continue
-            # Outside the handler, where the failed pass is no longer referred to and its memory can be had again.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
-
-@dataclass(eq=False)
-class _Run:
-    """What one explanation computes with."""
-
-    explainer: ExpectedGradCAM
-    cut: Cut
-    layout: Layout
-    inputs: Tensor
-    activation: Tensor
-    output: Tensor
-    score_of: Callable[[Tensor, Tensor], Tensor]
-    carrier: Tensor
-    baseline_inputs: Tensor | None = None
-    baseline_activation: Tensor | None = None
-    baseline_output: Tensor | None = None
-    tells_images_apart: bool = True
-    from_points: bool = False
-
-    def score(self, output: Tensor, rows: Tensor) -> Tensor:
-        """``(n,)`` float32: the scores of points, each belonging to one of the images."""
-        return self.explainer._checked(self.score_of(_float(output), rows), len(rows))
-
-    def maps(self, draws: Draws, image_index: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The signed map ``(S, B, h, w)`` and the off-grid attribution ``(S, B)`` of every draw."""
-        samples, images = draws.place.shape
-        maps = torch.empty(samples * images, *self.layout.grid, device=self.inputs.device)
-        off_grid = torch.zeros(samples * images, device=self.inputs.device)
-        base = self.activation if self.from_points else self.inputs
-        budget = _POINT_ELEMENTS if self.from_points else _IMAGE_ELEMENTS
-        if draws.noise is not None and draws.noise.shape[2:] != base.shape[1:]:
-            raise ValueError(
-                f"Expected `noise` of the shape of the {'activation' if self.from_points else 'input'}, "
-                f"{(samples, images, *base.shape[1:])}, but got {tuple(draws.noise.shape)}."
-            )
-        image = torch.arange(images, device=self.inputs.device).repeat(samples)
-        baseline, place = draws.baseline_index.flatten(), draws.place.flatten().float()
-
-        def one(chunk: slice) -> None:
-            rows, columns = image[chunk], baseline[chunk]
-            noise = self._noise(draws, chunk, base, image_index)
-            points = self._points(rows, columns, place[chunk], noise)
-            with torch.enable_grad():
-                if self.from_points:
-                    leaf, output = self.cut.from_points(points, self.carrier)
-                else:
-                    leaf, output = self.cut.from_images(points)
-                gradient = gradient_at(leaf, self.score(output, rows))
-            if gradient is None:
-                raise ValueError(
-                    f"No gradient of the score reaches the layer {self.cut.name!r}: the model detaches its features "
-                    "behind it, or does not use it. Pass a `target_layer` that the logits are computed from."
-                )
-            maps[chunk], off_grid[chunk] = self._weigh(gradient, self._difference(rows, columns))
-
-        self.explainer._in_chunks(samples * images, max(1, budget // base[0].numel()), one)
-        return maps.view(samples, images, *self.layout.grid), off_grid.view(samples, images)
-
-    def _points(self, rows: Tensor, columns: Tensor, place: Tensor, noise: Tensor | None) -> Tensor:
-        """The perturbed activations or images of a chunk of draws."""
-        values = self.activation if self.from_points else self.inputs
-        origin = self.baseline_activation if self.from_points else self.baseline_inputs
-        points = values[rows].float()
-        if origin is not None:
-            start = origin[columns].float()
-            points = start + place.view(-1, *[1] * (points.ndim - 1)) * (points - start)
-        if noise is not None:
-            points = points + self.explainer.perturbation.noise * self._deviation(values)[rows] * noise
-        if self.from_points:
-            return points
-        if not self.inputs.is_floating_point():  # images of whole numbers, which the model itself normalises
-            limits = torch.iinfo(self.inputs.dtype)
-            points = points.round().clamp(limits.min, limits.max)
-        return points.to(self.inputs.dtype)
-
-    def _difference(self, rows: Tensor, columns: Tensor) -> Tensor:
-        difference = self.activation[rows].float()
-        if self.baseline_activation is not None:
-            difference = difference - self.baseline_activation[columns].float()
-        return difference
-
-    def _deviation(self, values: Tensor) -> Tensor:
-        """The standard deviation over positions, for each image and channel, ready to be broadcast."""
-        values = values.float()
-        if not self.from_points or not self.layout.channels_last:
-            positions = list(range(2, values.ndim))
-        else:
-            positions = list(range(1, values.ndim - 1))
-        return values.std(positions, correction=0, keepdim=True)
-
-    def _noise(self, draws: Draws, chunk: slice, base: Tensor, image_index: Sequence[int]) -> Tensor | None:
-        if draws.noise is not None:
-            return draws.noise.flatten(0, 1)[chunk].to(base.device)
-        if self.explainer.perturbation.noise == 0:
-            return None
-        pairs = range(chunk.start, chunk.stop)
-        count = len(image_index)
-        images, samples = [image_index[p % count] for p in pairs], [p // count for p in pairs]
-        return sample_noise(base.shape[1:], images, samples, self.explainer.seed).to(base.device)
-
-    def _weigh(self, gradient: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn gradients and differences into signed maps ``(n, h, w)`` and off-grid attribution ``(n,)``."""
-        if self.explainer.perturbation.weighting == "elementwise":
-            product = gradient * difference
-            maps = self.layout.to_grid(product).sum(1)
-        else:
-            weights, placed = self.layout.to_grid(gradient), self.layout.to_grid(difference)
-            maps = (weights.flatten(2).mean(2).view(*weights.shape[:2], *[1] * len(self.layout.grid)) * placed).sum(1)
-        if self.layout.covers_all:
-            return maps, maps.new_zeros(len(maps))
-        product = gradient * difference
-        placed_sum = self.layout.to_grid(product).flatten(1).sum(1)
-        return maps, product.flatten(1).sum(1) - placed_sum
-
 
 def expected_gradcam(
     model: nn.Module,
@@ -579,8 +409,3 @@ def expected_gradcam(
 
     """
     return ExpectedGradCAM(model, target_layer, **kwargs)(inputs, baselines, target)
-
-
-def _float(output: Any) -> Any:
-    """Scores are computed in float32, whatever the model's precision."""
-    return output.float() if isinstance(output, Tensor) else output

@@ -316,6 +316,14 @@ _SCORES: dict[str, Score] = {
 }
 
 
-def finite_rows(output: Tensor) -> Tensor:
-    """``(B,)`` bool: the images whose output holds no NaN and no infinity."""
-    return torch.isfinite(output.flatten(1) if output.ndim > 1 else output[:, None]).all(1)
+def check_score(score: Any, count: int) -> Tensor:
+    """``(count,)`` float32: the scores, if they are one number an image."""
+    if not isinstance(score, Tensor) or score.shape != (count,):
+        seen = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+        raise ValueError(f"Expected `score` to return one number an image, {(count,)}, but got {seen}.")
+    return score.float()
+
+
+def in_float(output: Any) -> Any:
+    """Scores are computed in float32, whatever the model's precision."""
+    return output.float() if isinstance(output, Tensor) else output

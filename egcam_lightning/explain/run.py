@@ -1,0 +1,234 @@
+"""The passes of one explanation: points on the paths, their gradients, and the map of every draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from egcam_lightning.explain.cut import Cut, carrier_like, gradient_at, is_out_of_memory, varies
+from egcam_lightning.explain.draws import Draws, sample_noise
+from egcam_lightning.explain.layout import Layout
+from egcam_lightning.explain.perturbation import Perturbation
+from egcam_lightning.explain.scores import check_rows, check_score, in_float
+
+# Elements that go through a pass at once: 64 MB of activations in float32, or 16 MB of images, whose activations on
+# the way are many times larger.
+_POINT_ELEMENTS = 2**24
+_IMAGE_ELEMENTS = 2**22
+
+
+def points_at_once(activation: Tensor) -> int:
+    """How many activations of this shape, ``(n, ...)``, go through the part behind the layer at once."""
+    return max(1, _POINT_ELEMENTS // activation[0].numel())
+
+
+def images_at_once(images: Tensor) -> int:
+    """How many images of this shape, ``(n, C, H, W)``, go through the whole model at once."""
+    return max(1, _IMAGE_ELEMENTS // images[0].numel())
+
+
+class Chunks:
+    """Cuts work into chunks that fit into memory.
+
+    Args:
+        size: the most at once, ``None`` for as much as the work proposes. Halved, for good, where memory runs out.
+
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+
+    def run(self, total: int, size: int, work: Callable[[slice], None]) -> None:
+        """Call ``work`` on slices of ``range(total)``, of ``size`` or less."""
+        if self.size is not None:
+            size = min(size, self.size)
+        start = 0
+        while start < total:
+            try:
+                work(slice(start, min(start + size, total)))
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                size = self.size = size // 2
+            else:
+                start += size
+                continue
+            # Outside the handler, where the failed pass is no longer referred to and its memory can be had again.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def capture(cut: Cut, images: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
+    """The activation at a layer and the model's output, for any number of images."""
+    activations: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def one(chunk: slice) -> None:
+        activation, output = cut.capture(images[chunk])
+        check_rows(output, len(images[chunk]))
+        activations.append(activation)
+        outputs.append(output)
+
+    chunks.run(len(images), images_at_once(images), one)
+    return torch.cat(activations), torch.cat(outputs)
+
+
+@dataclass(eq=False)
+class Run:
+    """What one explanation computes with.
+
+    Attributes:
+        perturbation: where gradients are taken, and how they are weighted.
+        seed: seed of the noise.
+        chunks: how many points go through the model at once.
+        cut: the layer.
+        layout: how its positions lie on the image.
+        inputs: ``(B, C, H, W)``, the images.
+        activation: theirs at the layer, in its own layout.
+        output: the model's output for them.
+        score_of: from (output, rows of the images) to one score a point.
+        carrier: ``(1, C, H, W)``, see :meth:`Cut.from_points`.
+        baseline_inputs: ``(R, C, H, W)``, or ``None`` without baselines.
+        baseline_activation: theirs at the layer.
+        baseline_output: the model's output for them.
+        tells_images_apart: whether the model's output depends on the image at all.
+        from_points: whether paths run between activations, else between images.
+
+    """
+
+    perturbation: Perturbation
+    seed: int
+    chunks: Chunks
+    cut: Cut
+    layout: Layout
+    inputs: Tensor
+    activation: Tensor
+    output: Tensor
+    score_of: Callable[[Tensor, Tensor], Tensor]
+    carrier: Tensor
+    baseline_inputs: Tensor | None = None
+    baseline_activation: Tensor | None = None
+    baseline_output: Tensor | None = None
+    tells_images_apart: bool = True
+    from_points: bool = False
+
+    def score(self, output: Tensor, rows: Tensor) -> Tensor:
+        """``(n,)`` float32: the scores of points, each belonging to one of the images."""
+        return check_score(self.score_of(in_float(output), rows), len(rows))
+
+    def is_cut(self) -> bool:
+        """Whether the layer is a cut of the network, as far as these images and their baselines tell."""
+        activation, output = self.activation, self.output
+        # Few images may not tell whether the output varies: let baselines help, or else a noise image.
+        if len(activation) < 4 and self.baseline_activation is not None and self.baseline_output is not None:
+            activation = torch.cat([activation, self.baseline_activation[:4]])
+            output = torch.cat([output, self.baseline_output[:4]])
+        if not varies(output):
+            other = capture(self.cut, carrier_like(self.inputs, seed=1), self.chunks)
+            activation, output = torch.cat([activation, other[0]]), torch.cat([output, other[1]])
+        self.tells_images_apart = varies(output)
+
+        def replay() -> Tensor:
+            outputs: list[Tensor] = []
+
+            def one(chunk: slice) -> None:
+                outputs.append(self.cut.from_points(activation[chunk], self.carrier)[1])
+
+            self.chunks.run(len(activation), points_at_once(activation), one)
+            return torch.cat(outputs)
+
+        return self.cut.holds(activation, output, self.carrier, replay=replay)
+
+    def maps(self, draws: Draws, image_index: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The signed map ``(S, B, h, w)`` and the off-grid attribution ``(S, B)`` of every draw."""
+        samples, images = draws.place.shape
+        maps = torch.empty(samples * images, *self.layout.grid, device=self.inputs.device)
+        off_grid = torch.zeros(samples * images, device=self.inputs.device)
+        base = self.activation if self.from_points else self.inputs
+        at_once = points_at_once if self.from_points else images_at_once
+        if draws.noise is not None and draws.noise.shape[2:] != base.shape[1:]:
+            raise ValueError(
+                f"Expected `noise` of the shape of the {'activation' if self.from_points else 'input'}, "
+                f"{(samples, images, *base.shape[1:])}, but got {tuple(draws.noise.shape)}."
+            )
+        image = torch.arange(images, device=self.inputs.device).repeat(samples)
+        baseline, place = draws.baseline_index.flatten(), draws.place.flatten().float()
+
+        def one(chunk: slice) -> None:
+            rows, columns = image[chunk], baseline[chunk]
+            noise = self._noise(draws, chunk, base, image_index)
+            points = self._points(rows, columns, place[chunk], noise)
+            with torch.enable_grad():
+                if self.from_points:
+                    leaf, output = self.cut.from_points(points, self.carrier)
+                else:
+                    leaf, output = self.cut.from_images(points)
+                gradient = gradient_at(leaf, self.score(output, rows))
+            if gradient is None:
+                raise ValueError(
+                    f"No gradient of the score reaches the layer {self.cut.name!r}: the model detaches its features "
+                    "behind it, or does not use it. Pass a `target_layer` that the logits are computed from."
+                )
+            maps[chunk], off_grid[chunk] = self._weigh(gradient, self._difference(rows, columns))
+
+        self.chunks.run(samples * images, at_once(base), one)
+        return maps.view(samples, images, *self.layout.grid), off_grid.view(samples, images)
+
+    def _points(self, rows: Tensor, columns: Tensor, place: Tensor, noise: Tensor | None) -> Tensor:
+        """The perturbed activations or images of a chunk of draws."""
+        values = self.activation if self.from_points else self.inputs
+        origin = self.baseline_activation if self.from_points else self.baseline_inputs
+        points = values[rows].float()
+        if origin is not None:
+            start = origin[columns].float()
+            points = start + place.view(-1, *[1] * (points.ndim - 1)) * (points - start)
+        if noise is not None:
+            points = points + self.perturbation.noise * self._deviation(values)[rows] * noise
+        if self.from_points:
+            return points
+        if not self.inputs.is_floating_point():  # images of whole numbers, which the model itself normalises
+            limits = torch.iinfo(self.inputs.dtype)
+            points = points.round().clamp(limits.min, limits.max)
+        return points.to(self.inputs.dtype)
+
+    def _difference(self, rows: Tensor, columns: Tensor) -> Tensor:
+        difference = self.activation[rows].float()
+        if self.baseline_activation is not None:
+            difference = difference - self.baseline_activation[columns].float()
+        return difference
+
+    def _deviation(self, values: Tensor) -> Tensor:
+        """The standard deviation over positions, for each image and channel, ready to be broadcast."""
+        values = values.float()
+        if not self.from_points or not self.layout.channels_last:
+            positions = list(range(2, values.ndim))
+        else:
+            positions = list(range(1, values.ndim - 1))
+        return values.std(positions, correction=0, keepdim=True)
+
+    def _noise(self, draws: Draws, chunk: slice, base: Tensor, image_index: Sequence[int]) -> Tensor | None:
+        if draws.noise is not None:
+            return draws.noise.flatten(0, 1)[chunk].to(base.device)
+        if self.perturbation.noise == 0:
+            return None
+        pairs = range(chunk.start, chunk.stop)
+        count = len(image_index)
+        images, samples = [image_index[p % count] for p in pairs], [p // count for p in pairs]
+        return sample_noise(base.shape[1:], images, samples, self.seed).to(base.device)
+
+    def _weigh(self, gradient: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn gradients and differences into signed maps ``(n, h, w)`` and off-grid attribution ``(n,)``."""
+        if self.perturbation.weighting == "elementwise":
+            product = gradient * difference
+            maps = self.layout.to_grid(product).sum(1)
+        else:
+            weights, placed = self.layout.to_grid(gradient), self.layout.to_grid(difference)
+            maps = (weights.flatten(2).mean(2).view(*weights.shape[:2], *[1] * len(self.layout.grid)) * placed).sum(1)
+        if self.layout.covers_all:
+            return maps, maps.new_zeros(len(maps))
+        product = gradient * difference
+        placed_sum = self.layout.to_grid(product).flatten(1).sum(1)
+        return maps, product.flatten(1).sum(1) - placed_sum
