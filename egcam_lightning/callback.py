@@ -35,7 +35,8 @@ class ExpectedGradCAMCallback(Callback):
     against the noise of their own estimation. Training is bit-identical with and without it.
 
     Args:
-        target_layer: ``"auto"``, a module's name, or a module, see :class:`ExpectedGradCAM`.
+        target_layer: ``"auto"``, a module's name, or a module, see :class:`ExpectedGradCAM`; several names for the mean
+            of their maps (for a timeline each, take an instance a layer, with a ``log_prefix`` of its own).
         num_images: images of the probe, taken at evenly spaced indices of the first validation data set.
         num_baselines: training images kept as baselines, a uniform sample of the first epoch.
         num_samples: draws an image; a multiple of ``num_baselines`` is best.
@@ -44,8 +45,9 @@ class ExpectedGradCAMCallback(Callback):
         every_n_train_steps: take one every n optimizer steps as well.
         log_at_start: take one before training.
         target: the explained class: ``"label"`` (the prediction where there are no labels), ``"predicted"`` (at the
-            first snapshot after an epoch), a class for all images, or a callable from (output, labels) to ``(N,)``
-            classes, asked at that same snapshot. The class of an image then stays the same for the whole run.
+            first snapshot after an epoch), ``"runner_up"`` (the wrong class that the model then prefers), a class for
+            all images, or a callable from (output, labels) to ``(N,)`` classes, asked at that same snapshot. The class
+            of an image then stays the same for the whole run.
         metrics: ``"default"`` (about 48 passes an image), names, instances of ``torchmetrics.Metric``, or ``()``.
         probe: what to explain instead: a batch, as the validation loader would make it; indices of the validation
             data set; or ``"balanced"``, ``num_images`` of it with every class as often as any other.
@@ -61,6 +63,9 @@ class ExpectedGradCAMCallback(Callback):
         seed: seed of the draws and of the reservoir.
         save_dir: folder for files; ``None`` for the folder that ModelCheckpoint would use.
         log_prefix: prefix of everything logged.
+        alerts: limits by key, such as ``{"consensus": 0.95, "drift/previous": 0.5}``; a logger that knows alerts (W&B)
+            sends one when a value rises above its limit.
+        log_page_every: show the timeline page in the loggers at every so many snapshots, as well as at the end.
         perturbation: the perturbation distribution; ``None`` for Expected Grad-CAM's.
         weighting: ``"elementwise"`` or ``"channel"``; ``None`` for the perturbation's own.
         score: what is explained, see :class:`ExpectedGradCAM`.
@@ -87,14 +92,14 @@ class ExpectedGradCAMCallback(Callback):
 
     def __init__(
         self,
-        target_layer: str | nn.Module = "auto",
+        target_layer: str | nn.Module | Sequence[str] = "auto",
         num_images: int = 16,
         num_baselines: int = 32,
         num_samples: int = 32,
         every_n_epochs: int | None = 1,
         every_n_train_steps: int | None = None,
         log_at_start: bool = True,
-        target: Literal["label", "predicted"] | int | Callable[..., Any] = "label",
+        target: Literal["label", "predicted", "runner_up"] | int | Callable[..., Any] = "label",
         metrics: str | Iterable[str | Metric] = "default",
         probe: Any = None,
         class_names: Sequence[str] | None = None,
@@ -108,6 +113,8 @@ class ExpectedGradCAMCallback(Callback):
         seed: int = 0,
         save_dir: str | None = None,
         log_prefix: str = "egcam",
+        alerts: dict[str, float] | None = None,
+        log_page_every: int | None = None,
         perturbation: Perturbation | None = None,
         weighting: Weighting | None = None,
         score: ScoreName | Callable[..., Any] = "logit",
@@ -150,6 +157,8 @@ class ExpectedGradCAMCallback(Callback):
             seed=seed,
             save_dir=save_dir,
             prefix=log_prefix,
+            alerts=alerts or {},
+            log_page_every=log_page_every,
             strict=strict,
         )
         self._every_n_epochs = every_n_epochs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -85,6 +86,7 @@ class Look:
         device: where the model is.
         seed: the user's seed.
         failures: what the metrics that failed at the last look raised, by key.
+        seconds: what the last look took, by part.
 
     """
 
@@ -94,6 +96,7 @@ class Look:
     device: torch.device
     seed: int = 0
     failures: dict[str, Exception] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     _baselines: Tensor | None = None
     _dtype: torch.dtype = torch.float32
 
@@ -133,6 +136,7 @@ class Look:
             floor = F.noise_floor(explanation.draws, explanation.baseline_index, seed=self.seed)
             return images, explanation, prediction, floor
 
+        begin = time.perf_counter()
         images, explanation, prediction, floor = self.ranks.together(explain)
 
         def whole(share: Tensor) -> Tensor:
@@ -154,6 +158,7 @@ class Look:
             off_grid=whole(explanation.off_grid),
             noise_floor=None if floor is None else whole(floor),
         )
+        explained = time.perf_counter()  # on a device too: the maps have come to the CPU by now
         drift = _drift(snapshot, previous, reference)
         values = {
             **_describe(snapshot),
@@ -161,19 +166,24 @@ class Look:
             **drift.pop("values"),
             **_change(snapshot, previous),
         }
+        self.seconds |= {"explanation": explained - begin, "metrics": time.perf_counter() - explained}
         finite = {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
         # Logging waits for all processes key by key: what the first one measured is what all of them log.
         return replace(snapshot, metrics=self.ranks.first(finite), **drift)
 
     def _measure(
         self, probe: Probe, explanation: Explanation, snapshot: Snapshot, images: Tensor, own: int
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """Value of each metric that has one; a metric that fails is left out, and told of, in every process alike."""
         share = {
             "images": images[:own].float(),
             "attribution": explanation.attribution[:own],
             "target": explanation.target[:own],
+            "scores": explanation.score[:own],
         }
+        # All metrics that blur the images share one blurred copy.
+        if own and any("replacement" in metric._filter_kwargs(replacement=0) for metric in self.metrics.values()):
+            share["replacement"] = F.blurred(share["images"])
         everything: dict[str, Any] = {
             "attribution": snapshot.attribution,
             "target": snapshot.target,
@@ -183,7 +193,10 @@ class Look:
         }
         if probe.masks is not None:
             everything["mask"] = probe.masks
-        values: dict[str, float] = {}
+        values: dict[str, float | None] = {}
+        if probe.masks is not None and "consensus" in self.metrics:
+            null = F.consensus_null(probe.masks, snapshot.target, tuple(snapshot.attribution.shape[1:]))
+            values["consensus_null"] = None if null is None else float(null)
         self.failures = {}
         for key, metric in self.metrics.items():
             takes_images = "images" in metric._filter_kwargs(**share)
@@ -192,7 +205,7 @@ class Look:
             arguments = metric._filter_kwargs(**(share if takes_images else everything))
             bound = self._bind(metric)
             try:
-                metric.sync_on_compute = takes_images
+                metric._to_sync = takes_images  # setting `sync_on_compute` has no effect once it is made
                 update = partial(self._update, metric, arguments if own or not takes_images else None)
                 if takes_images:
                     self.ranks.together(update)
@@ -203,6 +216,7 @@ class Look:
             except Exception as problem:
                 self.failures[key] = problem
             finally:
+                metric._to_sync = metric.sync_on_compute
                 for name in bound:  # the metric outlives the fit; the model need not
                     setattr(metric, name, None)
         return values
@@ -249,8 +263,7 @@ def _describe(snapshot: Snapshot) -> dict[str, float | None]:
     """What needs nothing but the maps and scores."""
     maps, off_grid = snapshot.attribution, snapshot.off_grid
     placed = maps.flatten(1).sum(1)
-    gap = m.CompletenessGap()
-    gap.sync_on_compute = False
+    gap = m.CompletenessGap(sync_on_compute=False)
     gap.update(maps, snapshot.score, snapshot.baseline_score, off_grid)
     finite = torch.isfinite(maps).flatten(1).all(1) & torch.isfinite(snapshot.score)
     total = (off_grid.abs() + placed.abs())[finite].sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,22 @@ class Output:
         loggers: the Trainer's loggers.
         prefix: the prefix of everything logged.
         faults: what failures are handed to; one destination that fails stops no other.
+        alerts: limits by key, above which sinks that know alerts send one.
+        log_page_every: show the page in the loggers at every so many snapshots, not at the end alone.
 
     """
 
-    def __init__(self, folder: Path, loggers: list[Any], prefix: str, faults: Faults) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        loggers: list[Any],
+        prefix: str,
+        faults: Faults,
+        alerts: Mapping[str, float] | None = None,
+        log_page_every: int | None = None,
+    ) -> None:
+        self._alerts = alerts or {}
+        self._log_page_every = log_page_every
         self._guard = faults.guard
         self._folder = RunFolder(folder)
         self._opened = False
@@ -66,18 +79,35 @@ class Output:
             for sink in self._sinks:
                 task = f"showing pictures ({type(sink).__name__})"
                 self._guard(task, partial(sink.log_snapshot, snapshot, history, pictures))
+        self._alert(history)
+        if self._log_page_every is not None and len(history) % self._log_page_every == 0:
+            self.finish(history)
         # At growing intervals, so that a run of n snapshots does not cost n^2.
         if len(history) >= self._page_due and time.monotonic() - self._page_time >= _PAGE_SECONDS:
             self._build_page(history)
 
     def finish(self, history: History) -> None:
-        """Build the page a last time, and show it."""
+        """Build the page, and show it."""
         if not len(history):
             return
         path = self._build_page(history)
         if path is not None:
             for sink in self._sinks:
                 self._guard(f"showing the page ({type(sink).__name__})", partial(sink.log_page, path))
+
+    def _alert(self, history: History) -> None:
+        """Say so where a value has risen above its limit since the snapshot before."""
+        now = history[-1].metrics
+        before: Mapping[str, float] = history[-2].metrics if len(history) > 1 else {}
+        for key, limit in self._alerts.items():
+            if now.get(key, -math.inf) <= limit or before.get(key, -math.inf) > limit:
+                continue
+            title = f"{history.prefix}/{key} is above {limit:g}"
+            text = f"It is {now[key]:.4g} at epoch {history[-1].epoch}, step {history[-1].step}."
+            for sink in self._sinks:
+                alert = getattr(sink, "alert", None)
+                if alert is not None:
+                    self._guard(f"sending an alert ({type(sink).__name__})", partial(alert, title, text))
 
     def _write(self, snapshot: Snapshot, history: History) -> None:
         if not self._opened:  # not before there is something to write: a run that fails at once leaves nothing

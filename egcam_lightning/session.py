@@ -149,15 +149,20 @@ class Session:
         snapshot = self._faults.guard("the snapshot", lambda: self._take(look, when))
         if snapshot is not None:
             record.add(snapshot)
+            drawing = time.perf_counter()
             output = self._find_output()
             if output is not None:
                 output.add(snapshot, record.history)
+            look.seconds["drawing"] = time.perf_counter() - drawing
         took = time.perf_counter() - begin
         schedule.took(took)
         if snapshot is not None:
             with self._booked():
                 overhead = {"overhead_seconds": took, "overhead_fraction": schedule.fraction(self.elapsed)}
+                overhead |= {f"overhead/{part}_seconds": spent for part, spent in look.seconds.items()}
+                logging = time.perf_counter()
                 self._log(snapshot, self._ranks.first(overhead))  # the others wait while the first one draws
+                look.seconds["logging"] = time.perf_counter() - logging  # told of at the next snapshot
 
     def finish(self) -> None:
         """Show what there is a last time."""
@@ -205,7 +210,7 @@ class Session:
             asked = self._asked_targets(probe)
             explainer.score.check(output, asked)
             layer = explainer.find(images)
-        if probe.targets is None and asked is not None:
+        if probe.targets is None and asked is not None and settings.target != "runner_up":
             record.probe = probe = probe.with_targets(asked)
         metrics = build_metrics(settings.metrics, masks=probe.masks is not None)
         assert explainer.grid is not None
@@ -225,7 +230,14 @@ class Session:
 
             def find() -> Output:
                 self.run_dir = run_directory(self._trainer, self._settings.save_dir, self._settings.prefix)
-                return Output(self.run_dir, self._trainer.loggers, self._record.history.prefix, self._faults)
+                return Output(
+                    self.run_dir,
+                    self._trainer.loggers,
+                    self._record.history.prefix,
+                    self._faults,
+                    alerts=self._settings.alerts,
+                    log_page_every=self._settings.log_page_every,
+                )
 
             self._output = self._faults.guard("finding where files go", find)
         return self._output
@@ -234,7 +246,9 @@ class Session:
         """The explained classes, as far as they can be known before the model has learnt anything."""
         if isinstance(self._settings.target, int):
             return torch.full((len(probe),), self._settings.target)
-        return probe.labels if self._settings.target == "label" else None
+        if self._settings.target == "runner_up" and probe.labels is None:
+            raise ValueError("Expected labels for `target='runner_up'`, but found none. Write target='predicted'.")
+        return probe.labels if self._settings.target in ("label", "runner_up") else None
 
     def _take(self, look: Look, when: When) -> Snapshot | None:
         record, module = self._record, self._module
@@ -276,9 +290,13 @@ class Session:
         def settle() -> Tensor:
             with torch.no_grad():
                 output = look.explainer.forward(probe.inputs(rows, look.device))
+            labels = None if probe.labels is None else probe.labels[rows].to(look.device)
+            if self._settings.target == "runner_up":
+                assert labels is not None
+                wrong: Tensor = output.float().scatter(1, labels[:, None], float("-inf"))
+                return wrong.argmax(1)
             if not callable(self._settings.target):
                 return look.explainer.score.predict(output).clamp(min=0)
-            labels = None if probe.labels is None else probe.labels[rows].to(look.device)
             return torch.as_tensor(self._settings.target(output, labels)).to(look.device)
 
         return probe.with_targets(look.ranks.gather(look.ranks.together(settle), len(probe)))

@@ -38,21 +38,28 @@ class Settings:
     seed: int
     save_dir: str | None
     prefix: str
+    alerts: Mapping[str, float]
+    log_page_every: int | None
     strict: bool
 
     def __post_init__(self) -> None:
         check_counts(num_images=self.num_images, num_baselines=self.num_baselines)
         check_counts(num_samples=self.explainer["num_samples"])
         check_counts(optional=True, chunk_size=self.explainer["chunk_size"], baseline_samples=self.baseline_samples)
+        check_counts(optional=True, log_page_every=self.log_page_every)
         if self.max_overhead is not None and not 0 < self.max_overhead <= 1:
             raise ValueError(
                 "Expected `max_overhead` to be a share between 0 and 1, or None for any, but got "
                 f"{self.max_overhead!r}."
             )
-        if isinstance(self.target, str) and self.target not in ("label", "predicted"):
+        if isinstance(self.target, str) and self.target not in ("label", "predicted", "runner_up"):
             raise ValueError(
-                f"Expected `target` to be 'label', 'predicted', a class or a callable, but got {self.target!r}."
+                "Expected `target` to be 'label', 'predicted', 'runner_up', a class or a callable, but got "
+                f"{self.target!r}."
             )
+        for key, limit in self.alerts.items():
+            if not isinstance(limit, (int, float)):
+                raise ValueError(f"Expected `alerts` to map keys to numbers, but got {limit!r} for {key!r}.")
         ExpectedGradCAM(nn.Identity(), **self.explainer)  # a wrong argument of the explainer is told of now
         build_metrics(self.metrics, masks=False)  # and so is a wrong name
 

@@ -24,7 +24,7 @@ def to_heatmap(attribution: Tensor, size: tuple[int, ...]) -> Tensor:
         size: the input's spatial size, ``(H, W)`` (or ``(D, H, W)``).
 
     Returns:
-        Maps of shape ``(B, *size)`` in [0, 1]; all zero where nothing is positive. A cell that is not finite counts as 0.
+        Maps of shape ``(B, *size)`` in [0, 1]; all zero where nothing is positive. Cells not finite count as 0.
 
     Example:
         >>> import torch

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from wandb_reader import finished_records, history_rows
 
 from egcam_lightning import ExpectedGradCAMCallback, History
+from egcam_lightning.sinks import register_sink
 
 
 class Quadrants(Dataset):
@@ -313,3 +314,66 @@ def test_every_n_epochs_and_every_n_train_steps_say_when(tmp_path):
         ("step", 3, 14),
         ("epoch", 3, 15),
     ]
+
+
+class Remembering:
+    """A logger, and the sink that remembers what reached it."""
+
+    def __init__(self, logger, run_dir, prefix):
+        self.logger = logger
+
+    def log_snapshot(self, snapshot, history, pictures):
+        self.logger.seen.append(("panels", snapshot.step, len(pictures.panels)))
+
+    def log_page(self, path):
+        self.logger.seen.append(("page", path.name))
+
+    def alert(self, title, text):
+        self.logger.seen.append(("alert", title))
+
+
+class RememberingLogger(CSVLogger):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.seen = []
+
+
+def test_alerts_are_sent_once_a_rise_and_the_page_at_its_interval(tmp_path):
+    register_sink(RememberingLogger)(Remembering)
+    logger = RememberingLogger(tmp_path)
+    callback = ExpectedGradCAMCallback(
+        num_images=4, num_samples=4, num_baselines=4, metrics=("complexity",), max_overhead=None,
+        alerts={"complexity": 0.0, "drift/previous": 1e9}, log_page_every=2,
+    )  # fmt: skip
+    fit(tmp_path, callback, epochs=3, logger=logger)
+    kinds = [entry[0] for entry in logger.seen]
+    assert kinds == ["panels", "alert", "panels", "page", "panels", "panels", "page", "page"]
+    assert logger.seen[1] == ("alert", "egcam/complexity is above 0")
+
+
+def test_the_overhead_is_told_by_its_parts(run):
+    _, trainer, _ = run
+    parts = [f"egcam/overhead/{part}_seconds" for part in ("explanation", "metrics", "drawing", "logging")]
+    values = [float(trainer.callback_metrics[part]) for part in parts]
+    assert all(value > 0 for value in values)
+    assert sum(values[:3]) <= float(trainer.callback_metrics["egcam/overhead_seconds"])
+
+
+def test_the_runner_up_is_the_best_wrong_class_and_stays(tmp_path):
+    callback = ExpectedGradCAMCallback(
+        num_images=4, num_samples=2, num_baselines=2, metrics=(), max_overhead=None, target="runner_up"
+    )
+    fit(tmp_path, callback, epochs=3)
+    epochs = [s for s in callback.history if s.when == "epoch"]
+    assert (epochs[0].target != callback.history.probe.labels).all()
+    assert all(torch.equal(s.target, epochs[0].target) for s in epochs)
+
+
+def test_the_mean_over_layers_is_watched_as_one(tmp_path):
+    callback = ExpectedGradCAMCallback(
+        ["features.2", "features.4"], num_images=4, num_samples=4, num_baselines=4, metrics=(), max_overhead=None
+    )
+    fit(tmp_path, callback, epochs=2)
+    assert callback.history[-1].layer == "features.2+features.4"
+    assert callback.history[-1].attribution.shape == (4, 32, 32)
+    assert "drift/previous" in callback.history[-1].metrics

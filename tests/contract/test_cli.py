@@ -91,6 +91,8 @@ EVERYTHING = {
     "seed": 7,
     "save_dir": "files",
     "log_prefix": "look",
+    "alerts": {"consensus": 0.95},
+    "log_page_every": 2,
     "perturbation": {
         "class_path": "egcam_lightning.Perturbation",
         "init_args": {"space": "input", "baseline": "data", "interval": [0.25, 0.75], "noise": 0.1},
