@@ -212,6 +212,15 @@ def test_fast_dev_run_runs_through_and_leaves_no_files(tmp_path, logger):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_deterministic_algorithms_are_enough(tmp_path):
+    callback = make_callback(metrics="default")
+    try:
+        fit(tmp_path, callback, deterministic=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert taken(callback) == ORDINARY
+
+
 def test_barebones_takes_nothing_and_writes_nothing(tmp_path):
     callback = make_callback()
     trainer, _ = fit(tmp_path, callback, barebones=True, enable_progress_bar=False, log_every_n_steps=0, max_epochs=1)
@@ -442,6 +451,36 @@ def test_two_instances_with_the_same_prefix_are_refused(tmp_path):
         trainer.fit(Net(), train_loader(), val_loader())
 
 
+# ---- precision
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_the_model_is_explained_in_the_precision_in_which_it_is_validated(tmp_path, precision):
+    class Listens(Net):
+        def __init__(self):
+            super().__init__()
+            self.validated, self.explained, self.validating = set(), set(), False
+
+        def forward(self, x):
+            if not self.training:
+                seen = self.validated if self.validating else self.explained
+                seen.add((x.dtype, torch.get_default_dtype(), torch.is_autocast_enabled("cpu")))
+            return super().forward(x)
+
+        def validation_step(self, batch, batch_idx):
+            self.validating = True
+            super().validation_step(batch, batch_idx)
+            self.validating = False
+
+    callback = make_callback(metrics=("infidelity", "max_sensitivity"))
+    _, net = fit(tmp_path, callback, net=Listens(), precision=precision)
+    assert net.explained == net.validated
+    assert len(net.explained) == 1
+    # What is made of the gradients is float32, whatever they came from.
+    assert {s.attribution.dtype for s in callback.history} == {torch.float32}
+    assert taken(callback) == ORDINARY
+
+
 # ---- ends
 
 
@@ -473,6 +512,7 @@ def test_an_end_before_the_end_leaves_a_whole_history_and_a_page(tmp_path, error
     finally:
         signal.signal(signal.SIGINT, before)  # the Trainer ignores a second Ctrl+C from here on
     assert taken(callback) == ORDINARY[:2]
+    assert callback._session is None  # which holds the model, and nothing is torn down after an exception
     assert [s.key for s in History.load(callback.run_dir)] == [s.key for s in callback.history]
     assert (Path(callback.run_dir) / "report.html").stat().st_mtime >= (
         Path(callback.run_dir) / "probe.npz"
