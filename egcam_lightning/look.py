@@ -133,7 +133,7 @@ class Look:
             prediction = self.explainer.score.predict(output)
             target = prediction.clamp(min=0) if probe.targets is None else probe.targets[rows]
             explanation = self.explainer(images, baselines, target.to(self.device), image_index=rows.tolist())
-            floor = F.noise_floor(explanation.draws, explanation.baseline_index, seed=self.seed)
+            floor = F.noise_floor(_projected(explanation.draws, 2), explanation.baseline_index, seed=self.seed)
             return images, explanation, prediction, floor
 
         begin = time.perf_counter()
@@ -142,14 +142,15 @@ class Look:
         def whole(share: Tensor) -> Tensor:
             return self.ranks.gather(share.to(self.device), len(probe))
 
+        # Rounded as they will be stored, so that a resumed run measures drift from the same bits.
+        maps = round_maps(whole(explanation.attribution))
         snapshot = Snapshot(
             epoch=when.epoch,
             step=when.step,
             when=when.kind,
             layer=explanation.layer,
             baselines=generation,
-            # Rounded as it will be stored, so that a resumed run measures drift from the same bits.
-            attribution=round_maps(whole(explanation.attribution)),
+            attribution=maps if maps.ndim == 3 else round_maps(_projected(maps, 1)),
             target=whole(explanation.target),
             prediction=whole(prediction),
             score=whole(explanation.score),
@@ -162,7 +163,7 @@ class Look:
         drift = _drift(snapshot, previous, reference)
         values = {
             **_describe(snapshot),
-            **self._measure(probe, explanation, snapshot, images, own),
+            **self._measure(probe, explanation, snapshot, maps, images, own),
             **drift.pop("values"),
             **_change(snapshot, previous),
         }
@@ -172,7 +173,7 @@ class Look:
         return replace(snapshot, metrics=self.ranks.first(finite), **drift)
 
     def _measure(
-        self, probe: Probe, explanation: Explanation, snapshot: Snapshot, images: Tensor, own: int
+        self, probe: Probe, explanation: Explanation, snapshot: Snapshot, maps: Tensor, images: Tensor, own: int
     ) -> dict[str, float | None]:
         """Value of each metric that has one; a metric that fails is left out, and told of, in every process alike."""
         share = {
@@ -185,7 +186,7 @@ class Look:
         if own and any("replacement" in metric._filter_kwargs(replacement=0) for metric in self.metrics.values()):
             share["replacement"] = F.blurred(share["images"])
         everything: dict[str, Any] = {
-            "attribution": snapshot.attribution,
+            "attribution": maps,
             "target": snapshot.target,
             "score": snapshot.score,
             "baseline_score": snapshot.baseline_score,
@@ -195,7 +196,7 @@ class Look:
             everything["mask"] = probe.masks
         values: dict[str, float | None] = {}
         if probe.masks is not None and "consensus" in self.metrics:
-            null = F.consensus_null(probe.masks, snapshot.target, tuple(snapshot.attribution.shape[1:]))
+            null = F.consensus_null(probe.masks, snapshot.target, tuple(maps.shape[1:]))
             values["consensus_null"] = None if null is None else float(null)
         self.failures = {}
         for key, metric in self.metrics.items():
@@ -252,6 +253,11 @@ class Look:
         if not self._dtype.is_floating_point:
             images = images.round()
         return images.to(self._dtype)
+
+
+def _projected(maps: Tensor, leading: int) -> Tensor:
+    """Maps ``(..., h, w)`` as they are, of volumes ``(..., d, h, w)`` the sum over depth, which keeps them complete."""
+    return maps.sum(leading) if maps.ndim - leading == 3 else maps
 
 
 def reference_of(snapshots: Sequence[Snapshot], generation: int) -> Snapshot | None:

@@ -175,5 +175,5 @@ def probe_images(
         class_names=class_names or class_names_of(*sources),
         fingerprint=probe.fingerprint,
         restored=restored,
-        masks=probe.masks,
+        masks=probe.masks.any(1) if probe.masks is not None and probe.masks.ndim == 4 else probe.masks,
     )

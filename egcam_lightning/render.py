@@ -175,11 +175,12 @@ def to_display(
 ) -> tuple[Tensor, bool]:
     """Turn model inputs into what people see.
 
-    One channel is shown as grey, two by their mean, and of more than three the first three. Values that are not
-    finite are shown as the darkest; an image of one value is shown as grey.
+    One channel is shown as grey, two by their mean, and of more than three the first three. Volumes are shown by their
+    mean over depth, as their maps are by the sum. Values that are not finite are shown as the darkest; an image of one
+    value is shown as grey.
 
     Args:
-        images: ``(N, C, H, W)``, uint8 (shown as it is) or floating point.
+        images: ``(N, C, H, W)`` or ``(N, C, D, H, W)``, uint8 (shown as it is) or floating point.
         mean: what was subtracted, one number a channel (or one for all).
         std: what it was divided by, one number a channel (or one for all).
 
@@ -197,12 +198,16 @@ def to_display(
         ([[0, 0, 0], [128, 128, 128]], True)
 
     """
-    if images.ndim != 4 or 0 in images.shape[1:]:
-        raise ValueError(f"images must have shape (N, C, H, W), got {tuple(images.shape)}")
+    if images.ndim not in (4, 5) or 0 in images.shape[1:]:
+        raise ValueError(f"images must have shape (N, C, H, W) or (N, C, D, H, W), got {tuple(images.shape)}")
     if (mean is None) != (std is None):
         raise ValueError("mean and std belong together: give both or neither")
     pixels = images.detach().cpu()
     restored = mean is not None or pixels.dtype == torch.uint8
+    if pixels.ndim == 5:
+        kind = pixels.dtype
+        pixels = pixels.float().mean(2)
+        pixels = pixels.round().to(kind) if kind == torch.uint8 else pixels
     if pixels.dtype == torch.uint8:
         pixels = pixels.float() / 255
     elif mean is not None and std is not None:

@@ -52,8 +52,37 @@ def find_layer(
     """Resolve the target layer, and how its activation lies on the image.
 
     ``"auto"`` runs the model once and takes the last *cut* of the network (a layer that nothing bypasses) whose
-    output has a grid of at least 4x4, that is no pooling layer, and on whose positions the output depends: the last
-    blocks of a vision transformer are cuts too, but behind the last one only the class token counts.
+    output has a grid of at least 4x4, that is no pooling layer, and on whose positions the output depends.
+
+    A vision transformer that reads its class token has a cut behind every block, and moves the evidence from the
+    patches to that token, which has no place on the image, on the way. So there it is the block a quarter of the way
+    in. Measured on a transformer of 12 blocks, trained until it reads digits in one quadrant of noise (64 images, 98 %
+    right, 32 draws); share and first: of the attribution in the digit's quadrant (a uniform map has 0.25), and for how
+    many images that quadrant has most:
+
+    ============  ====  ==========  =====  =====  ========
+    cut behind    gap   infidelity  share  first  off grid
+    ============  ====  ==========  =====  =====  ========
+    patches       0.27  0.38        0.64   1.00   0.00
+    block 1       0.21  0.40        0.63   0.94   0.33
+    block 2       0.17  0.43        0.57   0.92   0.48
+    block 3       0.12  0.47        0.54   0.83   0.60
+    block 4       0.10  0.54        0.50   0.77   0.71
+    block 5       0.08  0.60        0.44   0.70   0.82
+    block 6       0.07  0.58        0.43   0.67   0.87
+    block 7       0.06  0.57        0.43   0.66   0.90
+    block 8       0.05  0.69        0.37   0.53   0.94
+    block 9       0.05  0.68        0.38   0.61   0.96
+    block 10      0.04  0.76        0.36   0.52   0.98
+    block 11      0.04  0.79        0.35   0.55   0.99
+    block 12      0.04  1.00        none   none   1.00
+    its norm1     1.00  0.87        0.36   0.58   no cut
+    ============  ====  ==========  =====  =====  ========
+
+    Draws close the gap (128 of them: 0.04 behind block 3), but bring no evidence back to its place. With random weights
+    the map is in place behind every block but the last. A network trained on more than digits may
+    keep its evidence in the patches for longer: pass a later block as ``target_layer`` where the logged share off the
+    grid is small, where it matters.
 
     Args:
         model: where names are looked up.
@@ -223,15 +252,20 @@ def _last_cut(
     narrow = sorted((c for c in reversed(candidates) if c not in wide), key=lambda c: -_cells(c))
     carrier = carrier_like(images)
     evidence = forward if head is None else _input_of(head, forward)
+
+    def serves(candidate: Candidate) -> bool:
+        return _serves(Cut(candidate.module, candidate.name, evidence), candidate.layout, images, carrier)
+
     for candidate in [*reversed(wide), *narrow]:
-        if _serves(Cut(candidate.module, candidate.name, evidence), candidate.layout, images, carrier):
+        if serves(candidate):
             if candidate in narrow:
                 warnings.warn(
                     f"No layer that nothing bypasses has a grid of {_MIN_SIDE}x{_MIN_SIDE}; taking {candidate}, the "
                     "largest there is. Maps will be coarse: use larger images or pass `target_layer`.",
                     stacklevel=2,
                 )
-            return Cut(candidate.module, candidate.name, forward), candidate.layout
+            chosen = _early_block(candidate, candidates, serves)
+            return Cut(chosen.module, chosen.name, forward), chosen.layout
     last = wide[-1] if wide else narrow[0]
     warnings.warn(
         f"No layer was found that nothing bypasses (or the model's output is constant so far); taking the last one "
@@ -239,6 +273,19 @@ def _last_cut(
         stacklevel=2,
     )
     return Cut(last.module, last.name, forward), last.layout
+
+
+def _early_block(last: Candidate, candidates: Sequence[Candidate], serves: Callable[[Candidate], bool]) -> Candidate:
+    """Of a transformer that reads its class token, the block a quarter of the way in: see :func:`find_layer`."""
+    stack = last.name.rpartition(".")[0]
+    blocks = [
+        c
+        for c in candidates
+        if c.name.rpartition(".")[0] == stack and c.shape == last.shape and type(c.module) is type(last.module)
+    ]
+    if not last.layout.prefix or last is blocks[-1]:  # the patches themselves are read behind the last block
+        return last
+    return next(filter(serves, blocks[(len(blocks) - 1) // 4 : blocks.index(last)]), last)
 
 
 def _cells(candidate: Candidate) -> int:

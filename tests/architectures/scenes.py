@@ -6,22 +6,23 @@ import torch
 from torch import Tensor
 
 
-def patched(side: int, count: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def patched(side: int | tuple[int, int], count: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """One noise image, and the same with a patch of one colour in the middle of a quadrant.
 
     Returns:
-        The baseline ``(1, 3, side, side)``, the images ``(count, 3, side, side)``, and the quadrant of each patch
-        ``(count,)``, row by row.
+        The baseline ``(1, 3, H, W)``, the images ``(count, 3, H, W)``, and the quadrant of each patch ``(count,)``, row
+        by row.
 
     """
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(1, 3, side, side, generator=generator)
+    size = (side, side) if isinstance(side, int) else side
+    noise = torch.randn(1, 3, *size, generator=generator)
     images = noise.repeat(count, 1, 1, 1)
     quadrants = torch.arange(count) % 4
     for image, quadrant in zip(images, quadrants.tolist(), strict=True):
-        row, column = (side // 4 + side // 2 * step for step in divmod(quadrant, 2))
-        half = side // 8
-        image[:, row - half : row + half, column - half : column + half] = 2 * torch.randn(3, 1, 1, generator=generator)
+        steps = zip(size, divmod(quadrant, 2), strict=True)
+        rows, columns = (slice(s // 8 + s // 2 * step, s // 8 + s // 2 * step + s // 4) for s, step in steps)
+        image[:, rows, columns] = 2 * torch.randn(3, 1, 1, generator=generator)
     return noise, images, quadrants
 
 

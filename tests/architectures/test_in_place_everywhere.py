@@ -13,7 +13,7 @@ from scenes import in_place, patched
 from torch import Tensor
 from zoo import ARCHITECTURES, Architecture, make
 
-from egcam_lightning.explain import ExpectedGradCAM, Explanation
+from egcam_lightning import ExpectedGradCAM, Explanation
 from egcam_lightning.explain.cut import Cut, carrier_like
 
 NAMES = [name if a.cheap else pytest.param(name, marks=pytest.mark.slow) for name, a in ARCHITECTURES.items()]

@@ -1,7 +1,8 @@
 """Vision models as people build them, small and with random weights, and the layer that one would choose in each.
 
 Where two layers hold the same evidence the deepest counts: the final norm behind the last stage of a Swin, the ReLU
-behind the last convolution of a VGG. In transformers that read one token, it is the input of the last block.
+behind the last convolution of a VGG. In transformers that read one token it is an early block, before that token has
+taken everything.
 """
 
 from __future__ import annotations
@@ -118,22 +119,22 @@ ARCHITECTURES: dict[str, Architecture] = {
     "squeezenet": Architecture(torchvision_model("squeezenet1_1"), "features", cheap=True),
     "mnasnet": Architecture(torchvision_model("mnasnet0_5"), "layers", side=320),
     "convnext_tiny": Architecture(torchvision_model("convnext_tiny"), "features"),
-    "vit_b_32": Architecture(torchvision_model("vit_b_32"), "encoder.layers.encoder_layer_10"),
+    "vit_b_32": Architecture(torchvision_model("vit_b_32"), "encoder.layers.encoder_layer_2"),
     "swin_t": Architecture(torchvision_model("swin_t"), "norm"),
     "swin_v2_t": Architecture(torchvision_model("swin_v2_t"), "norm", side=256),
     "maxvit_t": Architecture(torchvision_model("maxvit_t"), "blocks.3"),
     # timm
-    "timm_vit": Architecture(timm_model("vit_tiny_patch16_224", depth=4), "blocks.2", cheap=True),
-    "timm_deit_distilled": Architecture(timm_model("deit_tiny_distilled_patch16_224"), "blocks.10"),
-    "timm_vit_registers": Architecture(timm_model("vit_small_patch14_reg4_dinov2", img_size=224, depth=4), "blocks.2"),
+    "timm_vit": Architecture(timm_model("vit_tiny_patch16_224", depth=4), "blocks.0", cheap=True),
+    "timm_deit_distilled": Architecture(timm_model("deit_tiny_distilled_patch16_224"), "blocks.2"),
+    "timm_vit_registers": Architecture(timm_model("vit_small_patch14_reg4_dinov2", img_size=224, depth=4), "blocks.0"),
     "timm_swin": Architecture(timm_model("swin_tiny_patch4_window7_224"), "norm"),
     "timm_convnext": Architecture(timm_model("convnext_atto"), "stages"),
     "timm_efficientnet": Architecture(timm_model("efficientnet_b0"), "bn2", side=320),
     "timm_beit": Architecture(timm_model("beit_base_patch16_224", embed_dim=192, num_heads=3), "blocks.11"),
     "timm_eva02": Architecture(timm_model("eva02_tiny_patch14_224"), "blocks.11"),
-    "timm_hybrid": Architecture(timm_model("vit_tiny_r_s16_p8_224"), "blocks.10"),
+    "timm_hybrid": Architecture(timm_model("vit_tiny_r_s16_p8_224"), "blocks.2"),
     # Hugging Face
-    "hf_vit": Architecture(hugging_face_model("ViT", **_TINY_TOKENS), "vit.layers.2", cheap=True),
+    "hf_vit": Architecture(hugging_face_model("ViT", **_TINY_TOKENS), "vit.layers.0", cheap=True),
     "hf_swin": Architecture(
         hugging_face_model("Swin", embed_dim=24, depths=[2, 2, 2], num_heads=[2, 4, 8]), "swin.layernorm", cheap=True
     ),
@@ -141,7 +142,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         hugging_face_model("ConvNext", hidden_sizes=[24, 48, 96, 192], depths=[1, 1, 3, 1]), "convnext.encoder"
     ),
     # connections around the layer
-    "unet": Architecture(UNet, "up.1", cheap=True, score=mean_score),
+    "unet": Architecture(UNet, "up.1", side=112, cheap=True, score=mean_score),
 }
 
 

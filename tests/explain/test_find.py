@@ -27,7 +27,7 @@ def found(model: nn.Module, inputs: Tensor | None = None, **kwargs: Any) -> str:
         (ResNet, "layer2"),
         (Pooled, "features"),
         (UNet, "merge"),
-        (ViT, "blocks.1"),
+        (ViT, "blocks.0"),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
@@ -212,7 +212,7 @@ def test_images_of_another_size_keep_the_layer_and_have_a_grid_of_their_own() ->
 def test_a_transformer_is_complete_with_what_its_class_token_carries() -> None:
     explainer = ExpectedGradCAM(seeded(ViT), num_samples=256)
     explanation = explainer(images(4), images(8, seed=1), 2)
-    assert explanation.layer == "blocks.1"
+    assert explanation.layer == "blocks.0"
     assert explanation.attribution.shape == (4, 6, 8)
     assert pooled_gap(explanation) < 0.02
     share = explanation.off_grid.abs().sum() / (explanation.score - explanation.baseline_score).abs().sum()
