@@ -35,9 +35,10 @@ class ExpectedGradCAM:
 
     Args:
         model: the model. Explained in evaluation mode, whatever mode it is in.
-        target_layer: ``"auto"`` for the last layer that nothing bypasses and whose grid is at least 4x4, or a
-            module's name, or a module. Several in a list: calling gives the mean of their maps, :meth:`each` one
-            explanation a layer.
+        target_layer: ``"auto"`` for the last layer that nothing bypasses and whose grid is at least 4x4 (in a
+            transformer that reads its class token an early one, see
+            :func:`~egcam_lightning.explain.find.find_layer`), or a module's name, or a module. Several in a list:
+            calling gives the mean of their maps, :meth:`each` one explanation a layer.
         perturbation: where gradients are taken; ``None`` for :meth:`Perturbation.expected`.
         weighting: ``"elementwise"`` or ``"channel"``; ``None`` for the perturbation's own.
         num_samples: draws an image, ``S``. A multiple of the number of baselines is best. One draw is taken where all

@@ -80,9 +80,8 @@ def find_layer(
     ============  ====  ==========  =====  =====  ========
 
     Draws close the gap (128 of them: 0.04 behind block 3), but bring no evidence back to its place. With random weights
-    the map is in place behind every block but the last. A network trained on more than digits may
-    keep its evidence in the patches for longer: pass a later block as ``target_layer`` where the logged share off the
-    grid is small, where it matters.
+    the map is in place behind blocks 3 and 11 alike. A network trained on more than digits may keep its evidence in the
+    patches for longer: pass a later block as ``target_layer`` where its share off the grid is small.
 
     Args:
         model: where names are looked up.
