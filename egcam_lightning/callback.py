@@ -223,6 +223,7 @@ class ExpectedGradCAMCallback(Callback):
         self._session = Session(trainer, pl_module, self._settings, self._record, self._faults, self._started)
         if self._log_at_start and not len(self.history) and trainer.global_step == 0:
             self._session.snapshot("start")
+        self._session.make_up()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Let training images pass by the reservoir."""
@@ -240,8 +241,10 @@ class ExpectedGradCAMCallback(Callback):
             self._record.baselines.end_epoch()
         n, before, now = self._every_n_train_steps, self._last_global_step, trainer.global_step
         self._last_global_step = now
+        if self._epoch_follows(trainer, last):
+            self._session.owe()
         # Batches that only accumulate gradients make no step, and several optimizers make several at once.
-        if n is not None and now // n > before // n and not self._epoch_follows(trainer, last):
+        elif n is not None and now // n > before // n:
             self._session.snapshot("step")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -27,6 +27,7 @@ class Record:
         schedule: when snapshots are due.
         history: the snapshots, and the images for display.
         probe: the images that are explained, once they are chosen.
+        owed: epoch and step of a snapshot that was to follow when the state was taken.
 
     """
 
@@ -34,6 +35,7 @@ class Record:
     schedule: Schedule
     history: History
     probe: Probe | None = None
+    owed: tuple[int, int] | None = None
 
     def add(self, snapshot: Snapshot) -> None:
         """Keep a snapshot."""
@@ -90,6 +92,7 @@ class Record:
             "baselines": self.baselines.state_dict(save_images=save_baselines),
             "snapshots": [snapshot_to_state(snapshot) for snapshot in self.history.snapshots],
             "schedule": self.schedule.state_dict(elapsed),
+            "owed": self.owed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -104,6 +107,7 @@ class Record:
             probe = None if state["probe"] is None else Probe.from_state_dict(state["probe"])
             snapshots = PackedSnapshots(snapshot_from_state(one) for one in state["snapshots"])
             self.baselines.load_state_dict(state["baselines"])
+            owed = state["owed"]
             self.schedule.load_state_dict(state["schedule"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             rank_zero_warn(
@@ -111,5 +115,5 @@ class Record:
                 "starts afresh; training is not affected."
             )
             return
-        self.probe = probe
+        self.probe, self.owed = probe, owed
         self.history = History(self.history.probe, snapshots, self.history.prefix)

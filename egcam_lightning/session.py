@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from egcam_lightning.data import validation_data
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.faults import Faults
 from egcam_lightning.isolation import isolated
+from egcam_lightning.logging import log
 from egcam_lightning.look import Look, When, build_metrics, reference_of
 from egcam_lightning.output import Output, run_directory
 from egcam_lightning.probe import Probe
@@ -128,12 +128,30 @@ class Session:
         with self._booked():
             self._faults.guard("choosing the images", begin)
 
-    def snapshot(self, kind: str) -> None:
-        """Take a snapshot if one is due, show it, keep it and log it."""
+    def owe(self) -> None:
+        """The snapshot of an epoch follows behind this batch; a checkpoint may be written in between."""
+        self._record.owed = self._trainer.current_epoch, self.step("step")
+
+    def make_up(self) -> None:
+        """Take the snapshot that a checkpoint owes: Lightning resumes behind the validation that had yet to come."""
+        callbacks: list[Any] = getattr(self._trainer, "callbacks", [])
+        averages = any(kind.__name__ == "WeightAveraging" for one in callbacks for kind in type(one).__mro__)
+        if self._record.owed is not None and not averages:  # averaged weights are there in validation alone
+            self.snapshot("epoch", self._record.owed)
+
+    def snapshot(self, kind: str, owed: tuple[int, int] | None = None) -> None:
+        """Take a snapshot if one is due, show it, keep it and log it.
+
+        Args:
+            kind: the occasion.
+            owed: the epoch and step of one that is made up for; ``None`` for now.
+
+        """
         look, record, schedule = self._look, self._record, self._record.schedule
         if look is None:
             return
-        when = When(self._trainer.current_epoch, self._logger_step(kind), kind)
+        when = When(*(owed or (self._trainer.current_epoch, self.step(kind))), kind)
+        record.owed = None if kind == "epoch" else record.owed
         if any(snapshot.key == (when.epoch, when.step, when.kind) for snapshot in record.history.snapshots[-2:]):
             return  # a checkpoint written inside validation fires the end of its epoch again
         # The first process decides, since every one takes part or none.
@@ -161,7 +179,9 @@ class Session:
                 overhead = {"overhead_seconds": took, "overhead_fraction": schedule.fraction(self.elapsed)}
                 overhead |= {f"overhead/{part}_seconds": spent for part, spent in look.seconds.items()}
                 logging = time.perf_counter()
-                self._log(snapshot, self._ranks.first(overhead))  # the others wait while the first one draws
+                overhead = self._ranks.first(overhead)  # the others wait while the first one draws
+                values = {f"{self._settings.prefix}/{k}": v for k, v in {**snapshot.metrics, **overhead}.items()}
+                log(values, when, self._trainer, self._module, self._faults, monitored=owed is None)
                 look.seconds["logging"] = time.perf_counter() - logging  # told of at the next snapshot
 
     def finish(self) -> None:
@@ -301,37 +321,13 @@ class Session:
 
         return probe.with_targets(look.ranks.gather(look.ranks.together(settle), len(probe)))
 
-    def _log(self, snapshot: Snapshot, overhead: Mapping[str, float]) -> None:
-        prefix = self._settings.prefix
-        values = {f"{prefix}/{key}": value for key, value in {**snapshot.metrics, **overhead}.items()}
-        if snapshot.when == "epoch":
-            self._faults.guard("logging", lambda: self._log_epoch(values))
-            return
-        # `pl_module.log` would reach no logger here, or overwrite the epoch's value
-        values["epoch"] = float(snapshot.epoch)
-        for logger in self._trainer.loggers:
-            log = partial(logger.log_metrics, values, step=snapshot.step)
-            self._faults.guard(f"logging ({type(logger).__name__})", log)
-
-    def _log_epoch(self, values: Mapping[str, float]) -> None:
-        for key, value in values.items():
-            self._module.log(
-                key,
-                value,
-                on_step=False,
-                on_epoch=True,
-                batch_size=1,
-                add_dataloader_idx=False,
-                sync_dist=self._trainer.world_size > 1,
-            )
-
     def _forward(self, module: LightningModule, images: Tensor) -> Any:
         """Call the module in the precision in which the validation loop does; all arithmetic around it is float32."""
         forward_fn = self._settings.explainer["forward_fn"]
         with self._trainer.precision_plugin.forward_context():
             return module(images) if forward_fn is None else forward_fn(module, images)
 
-    def _logger_step(self, kind: str) -> int:
+    def step(self, kind: str) -> int:
         """The step under which Lightning logs at this moment."""
         step = int(self._trainer.fit_loop.epoch_loop._batches_that_stepped)
         # At the end of an epoch without validation Lightning logs one step back.

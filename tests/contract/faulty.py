@@ -6,7 +6,7 @@ import errno
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ class Outage(Dataset):
 class Switch(Callback):
     """Sets ``down`` of data sets when a fit starts."""
 
-    def __init__(self, down: bool, *datasets: Outage) -> None:
+    def __init__(self, down: bool, datasets: Sequence[Outage]) -> None:
         self.down, self.datasets = down, datasets
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

@@ -241,7 +241,7 @@ def test_data_that_cannot_be_read_at_the_start_are_waited_for(tmp_path, expected
         tmp_path,
         train=train_loader(train),
         val=val_loader(val),
-        callbacks=([faulty.Switch(True, train, val)], [faulty.Switch(False, train, val)]),
+        callbacks=([faulty.Switch(True, [train, val])], [faulty.Switch(False, [train, val])]),
     )
     assert weights == expected
     told = complaints(messages)
@@ -254,7 +254,7 @@ def test_data_that_cannot_be_read_at_the_start_are_waited_for(tmp_path, expected
     with pytest.raises(FileNotFoundError):
         watched(
             tmp_path, strict=True, train=train_loader(train), val=val_loader(val),
-            callbacks=([faulty.Switch(True, train, val)], [faulty.Switch(False, train, val)]),
+            callbacks=([faulty.Switch(True, [train, val])], [faulty.Switch(False, [train, val])]),
         )  # fmt: skip
 
 
@@ -302,7 +302,7 @@ def test_faults_at_random_over_a_long_run_are_told_of_once_of_each_kind(tmp_path
         (RunFolder, "open", read_only()),
         (egcam_lightning.render, "draw", ValueError("no colour")),
         (egcam_lightning.report, "build_report", MemoryError("the page")),
-        (egcam_lightning.session.Session, "_log_epoch", ConnectionError("hung up")),
+        (Net, "log", ConnectionError("hung up")),
     ]
     flaky = [
         # The page is built at growing intervals, so there are few occasions for it to fail.
