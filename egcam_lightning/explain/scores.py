@@ -183,9 +183,10 @@ class RegionScore(OutputScore):
 
     def predict(self, output: Tensor) -> Tensor:
         """The class that most positions have, other than class 0 where there is one."""
-        counts = torch.zeros(len(output), output.shape[1], device=output.device)
-        counts.scatter_add_(1, output.argmax(1).flatten(1), torch.ones_like(output[:, 0]).flatten(1).float())
-        counts[:, 0] *= 0.5 / counts.sum(1)  # by convention the background
+        predicted = output.argmax(1).flatten(1)
+        # Counted class by class: adding by index is not deterministic on a CUDA device.
+        counts = torch.stack([(predicted == c).sum(1) for c in range(output.shape[1])], 1).float()
+        counts[:, 0] *= 0.5 / predicted.shape[1]  # by convention the background
         return counts.argmax(1)
 
     def bind(self, output: Tensor, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
