@@ -103,8 +103,9 @@ def test_merged_reservoirs_are_one_uniform_sample_and_can_go_on(later: int) -> N
     assert uniformity(samples, len(images)) > 0.01
     # The same for one group, those that came after the merge: a wrong threshold to enter moves them all one way.
     late = sum(image >= sum(lengths) for sample in samples for image in sample)
-    joint = hypergeom(len(images), later, SIZE)
-    assert abs(late - len(samples) * joint.mean()) <= 2.6 * (len(samples) * joint.var()) ** 0.5
+    share = later / len(images)
+    variance = SIZE * share * (1 - share) * (len(images) - SIZE) / (len(images) - 1)
+    assert abs(late - len(samples) * SIZE * share) <= 2.6 * (len(samples) * variance) ** 0.5
 
 
 def test_merging_reads_only_and_moves_no_part() -> None:
