@@ -44,4 +44,5 @@ def test_auto_takes_the_layer_that_one_would_choose_and_its_map_is_in_place(name
     assert cut.holds(activation, output, carrier_like(images, seed=7))
     wanted = explanation.score - explanation.baseline_score
     found = maps.flatten(1).sum(1) + explanation.off_grid
-    assert (found - wanted).abs().sum() <= 0.1 * wanted.abs().sum()
+    # Eight draws are few for a head of several layers; where something bypasses the layer, the gap is about 1.
+    assert (found - wanted).abs().sum() <= 0.2 * wanted.abs().sum()

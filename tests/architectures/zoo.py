@@ -124,7 +124,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "swin_v2_t": Architecture(torchvision_model("swin_v2_t"), "norm", side=256),
     "maxvit_t": Architecture(torchvision_model("maxvit_t"), "blocks.3"),
     # timm
-    "timm_vit": Architecture(timm_model("vit_tiny_patch16_224", depth=4), "blocks.0", cheap=True),
+    "timm_vit": Architecture(timm_model("vit_tiny_patch16_224", depth=4, embed_dim=96), "blocks.0", cheap=True),
     "timm_deit_distilled": Architecture(timm_model("deit_tiny_distilled_patch16_224"), "blocks.2"),
     "timm_vit_registers": Architecture(timm_model("vit_small_patch14_reg4_dinov2", img_size=224, depth=4), "blocks.0"),
     "timm_swin": Architecture(timm_model("swin_tiny_patch4_window7_224"), "norm"),
