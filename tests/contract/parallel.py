@@ -1,0 +1,105 @@
+"""Fits in two processes, and what each of them had in the end; and processes that are threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy
+
+from egcam_lightning import ExpectedGradCAMCallback
+from egcam_lightning.store import snapshot_from_state, snapshot_to_state
+from tests.contract.faulty import heard
+from tests.contract.helpers import fit
+
+
+class Report(Callback):
+    """Writes a file a process: what its callback holds, since nothing of it comes back from a forked worker."""
+
+    def __init__(self, folder: Path, watched: Any) -> None:
+        self.folder, self.watched = folder, watched
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self.heard = heard()
+        self.messages = self.heard.__enter__()
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        self.heard.__exit__(None, None, None)
+        record = self.watched._record
+        content = {
+            "snapshots": [snapshot_to_state(snapshot) for snapshot in record.history.snapshots],
+            "baselines": record.baselines.state_dict(),
+            "probe": record.probe.images if record.probe is not None else None,
+            "logged": {key: float(value) for key, value in trainer.callback_metrics.items()},
+            "weights": {key: value.clone() for key, value in pl_module.state_dict().items()},
+            "epoch": trainer.current_epoch,
+            "messages": self.messages,
+            "run_dir": str(self.watched.run_dir),
+        }
+        torch.save(content, self.folder / f"rank_{trainer.global_rank}.pt")
+
+
+def fit_in_two(tmp_path: Path, *callbacks: Any, after: Sequence[Callback] = (), **kwargs: Any) -> list[SimpleNamespace]:
+    """A fit in two processes that gives up after 20 seconds of waiting; what each of them had."""
+    strategy = DDPStrategy(
+        start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=20), find_unused_parameters=True
+    )
+    watched = next(callback for callback in callbacks if isinstance(callback, ExpectedGradCAMCallback))
+    fit(tmp_path, *callbacks, *after, Report(tmp_path, watched), strategy=strategy, devices=2, **kwargs)
+    found = []
+    for rank in range(2):
+        content = SimpleNamespace(**torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True))
+        content.snapshots = [snapshot_from_state(state) for state in content.snapshots]
+        found.append(content)
+    return found
+
+
+class ThreadStrategy:
+    """A strategy whose processes are threads: gathers, adds and broadcasts through a list."""
+
+    root_device = torch.device("cpu")
+
+    def __init__(self, rank: int, world: int, shared: dict[str, Any]) -> None:
+        self.global_rank, self.world_size, self._shared = rank, world, shared
+
+    def _exchange(self, value: Any) -> list[Any]:
+        self._shared["values"][self.global_rank] = value
+        self._shared["barrier"].wait()
+        values = list(self._shared["values"])
+        self._shared["barrier"].wait()
+        return values
+
+    def all_gather(self, value: torch.Tensor) -> torch.Tensor:
+        return torch.stack([one.clone() for one in self._exchange(value)])
+
+    def broadcast(self, value: Any, src: int = 0) -> Any:
+        return self._exchange(value)[src]
+
+    def reduce(self, value: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        assert reduce_op == "sum"
+        return value.copy_(sum(self._exchange(value.clone())))
+
+
+def in_threads(world: int, work: Callable[[ThreadStrategy], Any]) -> list[Any]:
+    """``work`` in ``world`` threads at once; an exception in one is its result."""
+    shared = {"barrier": threading.Barrier(world, timeout=20), "values": [None] * world}
+    results: list[Any] = [None] * world
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = work(ThreadStrategy(rank, world, shared))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
