@@ -188,7 +188,8 @@ class Baselines:
             return rows.to(empty.dtype)
 
         rows = ranks.together(choose)
-        return ranks.join(rows, sum(sizes[: ranks.rank]), sum(sizes)), sum(seen)
+        start = sum(sizes[: ranks.rank])
+        return ranks.join(rows, torch.arange(start, start + len(rows)), sum(sizes)), sum(seen)
 
     def _fitted(self, images: Tensor, probe: Probe) -> Tensor:
         """Training images at the probe's size."""

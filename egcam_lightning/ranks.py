@@ -44,10 +44,8 @@ class Ranks:
 
     def gather(self, share: Tensor, count: int) -> Tensor:
         """``(count, ...)`` on the CPU: the whole, from every process's share ``(n, ...)``."""
-        if self.world == 1:
-            return share.cpu()
-        gathered = self._strategy.all_gather(share.contiguous())
-        return gathered.transpose(0, 1).flatten(0, 1)[:count].cpu()
+        rows, own = self.share(count)
+        return self.join(share[:own], rows[:own], count)
 
     def stack(self, value: Tensor) -> Tensor:
         """``(world, ...)`` on the CPU: a value of one shape from every process."""
@@ -57,7 +55,8 @@ class Ranks:
         """Whether ``flag`` is true in every process."""
         if self.world == 1:
             return flag
-        return bool(self.stack(torch.tensor(int(flag), device=self._strategy.root_device)).all())
+        flags = torch.tensor(int(flag), device=self._strategy.root_device)
+        return int(self._strategy.reduce(flags, reduce_op="sum")) == self.world
 
     def first(self, value: Any, source: int = 0) -> Any:
         """What the first process holds, or process ``source``."""
@@ -70,23 +69,23 @@ class Ranks:
         known = self.stack(torch.tensor(int(value is not None), device=self._strategy.root_device))
         return self.first(value, int(known.argmax())) if bool(known.any()) else None
 
-    def join(self, part: Tensor, start: int, count: int) -> Tensor:
-        """``(count, ...)`` on the CPU: the whole, from consecutive rows ``(n, ...)`` of every process.
+    def join(self, part: Tensor, rows: Tensor, count: int) -> Tensor:
+        """``(count, ...)`` on the CPU: the whole, from the rows of every process.
 
         Each process puts its rows where they belong into a buffer of zeros, and the buffers are added. So what travels
         depends on ``count`` alone, where gathering padded parts would grow with the processes. Bytes are added, which
         leaves every bit as it is.
 
         Args:
-            part: this process's rows, of the same shape and type everywhere, but for their number.
-            start: where they begin in the whole.
+            part: this process's rows ``(n, ...)``, of the same shape and type everywhere, but for their number.
+            rows: ``(n,)``, where they belong; each row belongs to one process.
             count: rows of the whole.
 
         """
         if self.world == 1:
             return part.cpu()
         whole = part.new_zeros(count, *part.shape[1:])
-        whole[start : start + len(part)] = part
+        whole[rows.to(part.device)] = part
         self._strategy.reduce(whole.view(-1).view(torch.uint8), reduce_op="sum")
         return whole.cpu()
 
@@ -112,9 +111,9 @@ class Ranks:
             result.append(work())
         except Exception as problem:
             error = problem
-        well = self.stack(torch.tensor(int(error is None), device=self._strategy.root_device)).tolist()
-        if not all(well):
-            rank = well.index(0)
+        if not self.all(error is None):
+            failed = self.stack(torch.tensor(int(error is not None), device=self._strategy.root_device))
+            rank = int(failed.argmax())
             cause = self.first(f"{type(error).__name__}: {error}", rank)
             raise error if error is not None else FailedElsewhere(f"it failed in process {rank}. {cause}")
         return result[0]
