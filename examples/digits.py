@@ -179,7 +179,7 @@ class SmallCNN(pl.LightningModule):
 
     """
 
-    def __init__(self, stride: int = 2, lr: float = 6e-3) -> None:
+    def __init__(self, stride: int = 2, lr: float = 4e-3) -> None:
         super().__init__()
         self.lr = lr
         self.features = nn.Sequential(

@@ -105,6 +105,8 @@ def main(argv: list[str] | None = None) -> ExpectedGradCAMCallback:
     folder = Path(callback.run_dir)
     if pictures := sorted(folder.glob("panels/*.png")):
         print(f"The last picture:  {pictures[-1]}")
+    else:
+        print(f"The pictures:      in {args.logger}, under {args.out}")
     print(f"The whole story:   {folder / 'report.html'}")
     return callback
 
