@@ -53,3 +53,10 @@ def log(
     for logger in trainer.loggers:
         task = partial(logger.log_metrics, {**values, "epoch": float(when.epoch)}, step=when.step)
         faults.guard(f"logging ({type(logger).__name__})", task)
+
+
+def logger_step(trainer: Trainer, kind: str) -> int:
+    """The step under which Lightning logs at this moment."""
+    step = int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+    # At the end of an epoch without validation Lightning logs one step back.
+    return max(step - 1, 0) if kind == "epoch" and not trainer.validating else step

@@ -19,7 +19,7 @@ from egcam_lightning.data import validation_data
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.faults import Faults
 from egcam_lightning.isolation import isolated
-from egcam_lightning.logging import log
+from egcam_lightning.logging import log, logger_step
 from egcam_lightning.look import Look, When, build_metrics, reference_of
 from egcam_lightning.output import Output, run_directory
 from egcam_lightning.probe import Probe
@@ -130,7 +130,7 @@ class Session:
 
     def owe(self) -> None:
         """The snapshot of an epoch follows behind this batch; a checkpoint may be written in between."""
-        self._record.owed = self._trainer.current_epoch, self.step("step")
+        self._record.owed = self._trainer.current_epoch, logger_step(self._trainer, "step")
 
     def make_up(self) -> None:
         """Take the snapshot that a checkpoint owes: Lightning resumes behind the validation that had yet to come."""
@@ -150,7 +150,7 @@ class Session:
         look, record, schedule = self._look, self._record, self._record.schedule
         if look is None:
             return
-        when = When(*(owed or (self._trainer.current_epoch, self.step(kind))), kind)
+        when = When(*(owed or (self._trainer.current_epoch, logger_step(self._trainer, kind))), kind)
         record.owed = None if kind == "epoch" else record.owed
         if any(snapshot.key == (when.epoch, when.step, when.kind) for snapshot in record.history.snapshots[-2:]):
             return  # a checkpoint written inside validation fires the end of its epoch again
@@ -326,9 +326,3 @@ class Session:
         forward_fn = self._settings.explainer["forward_fn"]
         with self._trainer.precision_plugin.forward_context():
             return module(images) if forward_fn is None else forward_fn(module, images)
-
-    def step(self, kind: str) -> int:
-        """The step under which Lightning logs at this moment."""
-        step = int(self._trainer.fit_loop.epoch_loop._batches_that_stepped)
-        # At the end of an epoch without validation Lightning logs one step back.
-        return max(step - 1, 0) if kind == "epoch" and not self._trainer.validating else step
