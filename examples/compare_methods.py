@@ -300,6 +300,8 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
         )
     axes.set(xscale="log", yscale="log", xlabel=f"completeness gap (at least {least:g} is drawn)")
     axes.set_ylabel("infidelity, not normalised (squared logits)")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3)
     plain = partial(Line2D, [], [], linestyle="")
     handles = [plain(marker="o", color=colour, label=method) for method, colour in colours.items()]
