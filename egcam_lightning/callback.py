@@ -66,6 +66,7 @@ class ExpectedGradCAMCallback(Callback):
         alerts: limits by key, such as ``{"consensus": 0.95, "drift/previous": 0.5}``; a logger that knows alerts (W&B)
             sends one when a value rises above its limit.
         log_page_every: show the timeline page in the loggers at every so many snapshots, as well as at the end.
+        colormap: matplotlib's name of the colours of the heat; the page has a choice of its own.
         perturbation: the perturbation distribution; ``None`` for Expected Grad-CAM's.
         weighting: ``"elementwise"`` or ``"channel"``; ``None`` for the perturbation's own.
         score: what is explained, see :class:`ExpectedGradCAM`.
@@ -115,6 +116,7 @@ class ExpectedGradCAMCallback(Callback):
         log_prefix: str = "egcam",
         alerts: dict[str, float] | None = None,
         log_page_every: int | None = None,
+        colormap: str = "inferno",
         perturbation: Perturbation | None = None,
         weighting: Weighting | None = None,
         score: ScoreName | Callable[..., Any] = "logit",
@@ -159,6 +161,7 @@ class ExpectedGradCAMCallback(Callback):
             prefix=log_prefix,
             alerts=alerts or {},
             log_page_every=log_page_every,
+            colormap=colormap,
             strict=strict,
         )
         self._every_n_epochs = every_n_epochs

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 
@@ -15,6 +15,9 @@ from egcam_lightning.faults import Faults
 from egcam_lightning.sinks import Sink, find_sinks
 from egcam_lightning.snapshot import History, Snapshot
 from egcam_lightning.store import RunFolder
+
+if TYPE_CHECKING:
+    from egcam_lightning.render import Pictures
 
 _PAGE_SECONDS = 5.0  # the page is not rebuilt more often than this, so that it can be watched but costs little
 
@@ -43,6 +46,7 @@ class Output:
         faults: what failures are handed to; one destination that fails stops no other.
         alerts: limits by key, above which sinks that know alerts send one.
         log_page_every: show the page in the loggers at every so many snapshots, not at the end alone.
+        colormap: matplotlib's name of the colours of the heat.
 
     """
 
@@ -54,7 +58,9 @@ class Output:
         faults: Faults,
         alerts: Mapping[str, float] | None = None,
         log_page_every: int | None = None,
+        colormap: str = "inferno",
     ) -> None:
+        self._colormap = colormap
         self._alerts = alerts or {}
         self._log_page_every = log_page_every
         self._guard = faults.guard
@@ -73,7 +79,7 @@ class Output:
     def add(self, snapshot: Snapshot, history: History) -> None:
         """Write and show a snapshot, the last one of ``history``."""
         self._guard("writing the history", lambda: self._write(snapshot, history))
-        pictures = self._guard("drawing the pictures", lambda: _draw(snapshot, history))
+        pictures = self._guard("drawing the pictures", lambda: self._draw(snapshot, history))
         self._sinks = self._sinks or self._guard("finding where pictures go", self._find_sinks) or []
         if pictures is not None:
             for sink in self._sinks:
@@ -94,6 +100,11 @@ class Output:
         if path is not None:
             for sink in self._sinks:
                 self._guard(f"showing the page ({type(sink).__name__})", partial(sink.log_page, path))
+
+    def _draw(self, snapshot: Snapshot, history: History) -> Pictures:
+        from egcam_lightning.render import draw
+
+        return draw(snapshot, history.probe, colormap=self._colormap)
 
     def _alert(self, history: History) -> None:
         """Say so where a value has risen above its limit since the snapshot before."""
@@ -126,9 +137,3 @@ class Output:
         built: Path | None = self._guard("building the page", build)
         self._page_time = time.monotonic()
         return built
-
-
-def _draw(snapshot: Snapshot, history: History) -> Any:
-    from egcam_lightning.render import draw
-
-    return draw(snapshot, history.probe)

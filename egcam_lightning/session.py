@@ -29,6 +29,8 @@ from egcam_lightning.record import Record
 from egcam_lightning.settings import Settings
 from egcam_lightning.snapshot import Snapshot
 
+_NOTICED_SECONDS = 1.5  # people wonder why nothing moves
+
 
 class Session:
     """The explainer, the metrics and the outputs of one fit. It holds the model, and ends with the fit.
@@ -63,6 +65,7 @@ class Session:
         self._faults = faults
         self._started = started
         self._ranks = Ranks(trainer.strategy)
+        self._last_seconds = 0.0
         self._waiting: Probe | None = None  # chosen, and not looked at yet
         self._look: Look | None = None
         self._output: Output | None = None
@@ -163,6 +166,7 @@ class Session:
                     "value in between. Pass max_overhead=None to take them all."
                 )
             return
+        self._say_busy()
         begin = time.perf_counter()
         snapshot = self._faults.guard("the snapshot", lambda: self._take(look, when))
         if snapshot is not None:
@@ -173,6 +177,7 @@ class Session:
                 output.add(snapshot, record.history)
             look.seconds["drawing"] = time.perf_counter() - drawing
         took = time.perf_counter() - begin
+        self._last_seconds = took
         schedule.took(took)
         if snapshot is not None:
             with self._booked():
@@ -183,6 +188,16 @@ class Session:
                 values = {f"{self._settings.prefix}/{k}": v for k, v in {**snapshot.metrics, **overhead}.items()}
                 log(values, when, self._trainer, self._module, self._faults, monitored=owed is None)
                 look.seconds["logging"] = time.perf_counter() - logging  # told of at the next snapshot
+
+    def _say_busy(self) -> None:
+        """Say in the Trainer's progress bar that training waits, where it will be noticed.
+
+        The first snapshot has just been announced; how long one takes is known from the one before.
+        """
+        bar, seconds = self._trainer.progress_bar_callback, self._last_seconds
+        if bar is not None and getattr(bar, "is_enabled", True) and seconds > _NOTICED_SECONDS:
+            message = f"Explaining {len(self._record.history.probe.images)} images ({seconds:.0f} s last time)"
+            self._faults.guard("the progress message", lambda: bar.print(message))
 
     def finish(self) -> None:
         """Show what there is a last time."""
@@ -257,6 +272,7 @@ class Session:
                     self._faults,
                     alerts=self._settings.alerts,
                     log_page_every=self._settings.log_page_every,
+                    colormap=self._settings.colormap,
                 )
 
             self._output = self._faults.guard("finding where files go", find)

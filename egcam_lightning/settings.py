@@ -40,6 +40,7 @@ class Settings:
     prefix: str
     alerts: Mapping[str, float]
     log_page_every: int | None
+    colormap: str
     strict: bool
 
     def __post_init__(self) -> None:
@@ -57,6 +58,10 @@ class Settings:
                 "Expected `target` to be 'label', 'predicted', 'runner_up', a class or a callable, but got "
                 f"{self.target!r}."
             )
+        if self.colormap != "inferno":  # the default is known, and matplotlib need not be loaded for it
+            from egcam_lightning.render import color_table
+
+            color_table(self.colormap)
         for key, limit in self.alerts.items():
             if not isinstance(limit, (int, float)):
                 raise ValueError(f"Expected `alerts` to map keys to numbers, but got {limit!r} for {key!r}.")

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from wandb_reader import finished_records, history_rows
 
+import egcam_lightning.session
 from egcam_lightning import ExpectedGradCAMCallback, History
 from egcam_lightning.sinks import register_sink
 
@@ -72,7 +73,7 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.05, momentum=0.9)
 
 
-def fit(tmp_path, *callbacks, epochs=3, net=None, train=None, val=None, logger=None, **kwargs):
+def fit(tmp_path, *callbacks, epochs=3, net=None, train=None, val=None, logger=None, progress=False, **kwargs):
     seed_everything(0, verbose=False)
     net = net or Net()
     trainer = Trainer(
@@ -81,7 +82,7 @@ def fit(tmp_path, *callbacks, epochs=3, net=None, train=None, val=None, logger=N
         callbacks=list(callbacks),
         logger=CSVLogger(tmp_path) if logger is None else logger,
         default_root_dir=tmp_path,
-        enable_progress_bar=False,
+        enable_progress_bar=progress,
         enable_model_summary=False,
         enable_checkpointing=False,
         log_every_n_steps=1,
@@ -217,6 +218,7 @@ def test_wandb_gets_panels_and_scalars_of_every_snapshot(tmp_path, monkeypatch):
         ({"score": "logits"}, r"`score` to be one of \('logit'"),
         ({"weighting": "spatial"}, r"`weighting` to be one of \('elementwise', 'channel'\)"),
         ({"mean": (0.5,)}, r"`mean` and `std` together"),
+        ({"colormap": "infreno"}, r"inferno"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(arguments, message):
@@ -377,3 +379,28 @@ def test_the_mean_over_layers_is_watched_as_one(tmp_path):
     assert callback.history[-1].layer == "features.2+features.4"
     assert callback.history[-1].attribution.shape == (4, 32, 32)
     assert "drift/previous" in callback.history[-1].metrics
+
+
+@pytest.mark.parametrize("kind", ["TQDMProgressBar", "RichProgressBar"])
+def test_a_snapshot_that_takes_long_says_so_in_the_progress_bar(tmp_path, monkeypatch, kind):
+    if kind == "RichProgressBar":
+        pytest.importorskip("rich", reason="the bar that shows it is not installed")
+    from lightning.pytorch import callbacks
+
+    bar = getattr(callbacks, kind)()
+    said = []
+    monkeypatch.setattr(egcam_lightning.session, "_NOTICED_SECONDS", 0.0)
+    show = type(bar).print
+    monkeypatch.setattr(type(bar), "print", lambda self, *args: (said.append(args[0]), show(self, *args)))
+    arguments = {"num_images": 4, "num_samples": 2, "num_baselines": 2, "metrics": (), "max_overhead": None}
+    trainer, _ = fit(tmp_path, ExpectedGradCAMCallback(**arguments), bar, epochs=2, progress=True)
+    assert trainer.current_epoch == 2
+    # The snapshot before training has no other before it to go by.
+    assert len([text for text in said if text.startswith("Explaining 4 images (")]) == 2
+
+
+def test_without_a_progress_bar_it_is_silent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(egcam_lightning.session, "_NOTICED_SECONDS", 0.0)
+    arguments = {"num_images": 4, "num_samples": 2, "num_baselines": 2, "metrics": (), "max_overhead": None}
+    fit(tmp_path, ExpectedGradCAMCallback(**arguments), epochs=2)
+    assert "Explaining" not in "".join(capsys.readouterr())

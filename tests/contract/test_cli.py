@@ -93,6 +93,7 @@ EVERYTHING = {
     "log_prefix": "look",
     "alerts": {"consensus": 0.95},
     "log_page_every": 2,
+    "colormap": "magma",
     "perturbation": {
         "class_path": "egcam_lightning.Perturbation",
         "init_args": {"space": "input", "baseline": "data", "interval": [0.25, 0.75], "noise": 0.1},
