@@ -30,11 +30,20 @@ METRICS: dict[str, type[Metric]] = {
     "complexity": m.Complexity,
     "sparseness": m.Sparseness,
     "consensus": m.ExplanationConsensus,
+    "recurrence": m.ExplanationRecurrence,
     "relevance_mass": m.RelevanceMass,
     "pointing_game": m.PointingGame,
 }
 # At most 16 + 16 + 16 passes an image; the others need none.
-DEFAULT_METRICS = ("infidelity", "insertion_auc", "deletion_auc", "complexity", "sparseness", "consensus")
+DEFAULT_METRICS = (
+    "infidelity",
+    "insertion_auc",
+    "deletion_auc",
+    "complexity",
+    "sparseness",
+    "consensus",
+    "recurrence",
+)
 _MASKED = ("relevance_mass", "pointing_game")
 
 

@@ -23,7 +23,6 @@ from shortcuts import SHORTCUTS, PlantedData
 from sklearn.metrics import roc_auc_score
 from study import Progress, accuracy, markdown, mean_spread, normalised, seeded, two_threads, write_csv
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from egcam_lightning import ExpectedGradCAMCallback, Snapshot
 from egcam_lightning.metrics.functional import consensus_null, relevance_mass
@@ -87,30 +86,9 @@ class TinyCNN(SmallCNN):
         self.classifier = nn.Linear(64, NUM_CLASSES)
 
 
-def recurrence(maps: Tensor, target: Tensor) -> float:
-    """How well the map of each image is matched by the best one among images of other classes; their mean.
-
-    Consensus asks whether *all* images have one map. A shortcut that is now here and now there has several, and each
-    recurs in images that have nothing else in common: what is compared here is each map's nearest neighbour.
-
-    Args:
-        maps: ``(N, h, w)``, signed; the positive part counts.
-        target: ``(N,)``.
-
-    Returns:
-        A cosine in [0, 1]. It grows with the number of images, so compare it between runs of the same probe.
-
-    """
-    vectors = F.normalize(maps.clamp(min=0).flatten(1), dim=1)
-    other = target[:, None] != target
-    best = (vectors @ vectors.T).masked_fill(~other, 0.0).amax(1)
-    return float(best.mean())
-
-
 def observe(snapshot: Snapshot, planted: Tensor | None) -> dict[str, float]:
     """The numbers of one snapshot; NaN for what has no value there."""
     values = {key: snapshot.metrics.get(key, float("nan")) for key in STATISTICS}
-    values["recurrence"] = recurrence(snapshot.attribution, snapshot.target)
     on_shortcut = float("nan") if planted is None else float(relevance_mass(snapshot.attribution, planted).nanmean())
     return {**values, "on_shortcut": on_shortcut}
 
@@ -125,7 +103,7 @@ def run(kind: str, seed: int, size: Size, out: Path) -> list[dict[str, Any]]:
         num_images=size.images,
         num_baselines=size.draws,
         num_samples=size.draws,
-        metrics=("consensus", "complexity", "relevance_mass"),
+        metrics=("consensus", "recurrence", "complexity", "relevance_mass"),
         probe=probe,
         masks_key="mask",
         log_at_start=False,

@@ -42,6 +42,7 @@ def test_the_readme_names_every_key_that_the_callback_may_log():
         "sparseness",
         "consensus",
         "consensus_null",
+        "recurrence",
         "drift/previous",
         "drift/reference",
         "drift/noise_floor",

@@ -118,14 +118,6 @@ def test_a_fixed_tag_shows_in_consensus_and_a_moving_one_in_recurrence(told_apar
     assert tag["on_shortcut"] > 3 * tag["shortcut_share"]
 
 
-def test_recurrence_is_that_of_the_nearest_map_of_another_class(hans):
-    maps = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 2.0]], [[0.0, 5.0]]])
-    assert hans.recurrence(maps, torch.tensor([0, 1, 2, 3])) == pytest.approx(1.0)  # two places, each seen twice
-    assert hans.recurrence(maps, torch.tensor([0, 0, 1, 1])) == pytest.approx(0.0)  # but each with its own class
-    halves = torch.tensor([[[1.0, 1.0]], [[1.0, -9.0]]])
-    assert hans.recurrence(halves, torch.tensor([0, 1])) == pytest.approx(0.5**0.5)  # negative cells count as 0
-
-
 def test_the_area_is_the_share_of_pairs_in_the_suspected_order(hans):
     def runs(key: str, clean: list[float], tag: list[float]) -> list[dict]:
         return [{"epoch": 1, "kind": kind, key: v} for kind, part in (("clean", clean), ("tag", tag)) for v in part]

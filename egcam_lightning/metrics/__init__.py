@@ -5,7 +5,7 @@ The same as pure functions, one value an image: :mod:`egcam_lightning.metrics.fu
 
 from __future__ import annotations
 
-from egcam_lightning.metrics.change import ExplanationConsensus, ExplanationDrift
+from egcam_lightning.metrics.change import ExplanationConsensus, ExplanationDrift, ExplanationRecurrence
 from egcam_lightning.metrics.faithfulness import (
     CompletenessGap,
     DeletionAUC,
@@ -21,6 +21,7 @@ __all__ = [
     "DeletionAUC",
     "ExplanationConsensus",
     "ExplanationDrift",
+    "ExplanationRecurrence",
     "Infidelity",
     "InsertionAUC",
     "MaxSensitivity",

@@ -11,7 +11,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from egcam_lightning.metrics._base import ExplanationMetric, MeanOverImages
 from egcam_lightning.metrics.functional._maps import check_target
-from egcam_lightning.metrics.functional.agreement import consensus_of, directions
+from egcam_lightning.metrics.functional.agreement import consensus_of, directions, recurrence_of
 from egcam_lightning.metrics.functional.drift import centre_shift, rank_drift, ssim_drift, top_iou_drift
 
 _DISTANCES = {"rank": rank_drift, "ssim": ssim_drift, "top_iou": top_iou_drift, "centre": centre_shift}
@@ -100,6 +100,8 @@ class ExplanationConsensus(ExplanationMetric):
     vectors: list[Tensor] | Tensor
     targets: list[Tensor] | Tensor
 
+    _of = staticmethod(consensus_of)
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # Both flat and both floats: a rank without any image joins the others with an empty tensor of that kind only.
@@ -131,9 +133,32 @@ class ExplanationConsensus(ExplanationMetric):
         self.targets.append(target[usable].float())
 
     def compute(self) -> Tensor:
-        """Give the consensus, a scalar; NaN where no two maps have different targets."""
+        """Give the value, a scalar; NaN where no two maps have different targets."""
         if len(self.targets) == 0:
             return torch.tensor(math.nan, device=self.device)
         targets = dim_zero_cat(self.targets)
-        value = consensus_of(dim_zero_cat(self.vectors).view(len(targets), -1), targets) if len(targets) else None
+        value = self._of(dim_zero_cat(self.vectors).view(len(targets), -1), targets) if len(targets) else None
         return torch.tensor(math.nan, device=self.device) if value is None else value
+
+
+class ExplanationRecurrence(ExplanationConsensus):
+    """Mean over images of the best cosine similarity of the positive map with one of another class.
+
+    Near 1 where every map comes back under another class, as with a shortcut at one of several places, which consensus
+    does not see. See :func:`~egcam_lightning.metrics.functional.recurrence` for what it can and cannot tell.
+
+    Range: [0, 1]; an alarm when it is higher than in other runs of the same images. Cost: none.
+
+    Args:
+        kwargs: those of :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> metric = ExplanationRecurrence()
+        >>> metric.update(torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]]), torch.tensor([0, 1, 2]))
+        >>> metric.compute()
+        tensor(0.6667)
+
+    """
+
+    _of = staticmethod(recurrence_of)

@@ -39,6 +39,20 @@ CATALOGUE: dict[str, MetricFacts] = {
         "How alike the maps of different classes are. Near 1: one place, whatever the picture shows.",
         1.0,
     ),
+    "recurrence": MetricFacts(
+        "Recurrence",
+        "",
+        "higher than in other runs is suspicious",
+        "How well each map is matched by that of some image of another class. Near 1: a few places, whatever is shown.",
+        1.0,
+    ),
+    "consensus_null": MetricFacts(
+        "Consensus of the objects",
+        "",
+        "",
+        "The consensus of maps lying evenly on the marked objects.",
+        1.0,
+    ),
     "completeness_gap": MetricFacts(
         "Completeness gap", *_LOWER, "How far the maps are from adding up to the score that they explain; 0 is exact."
     ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 import egcam_lightning
@@ -40,6 +41,7 @@ def in_child(work: Callable[[], Any]) -> int:
     """Run ``work`` in a forked process, and return the signal that killed it, or 0."""
     pid = os.fork()
     if pid == 0:
+        torch.set_num_threads(1)  # the pool of threads stayed with the parent, and waiting for it never ends
         try:
             work()
         except BaseException as error:

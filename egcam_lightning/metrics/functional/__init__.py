@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from egcam_lightning.metrics.functional._maps import blurred
 from egcam_lightning.metrics.functional._protocol import ExplainFunction, ScoreFunction, class_scores
-from egcam_lightning.metrics.functional.agreement import consensus, consensus_null
+from egcam_lightning.metrics.functional.agreement import consensus, consensus_null, recurrence
 from egcam_lightning.metrics.functional.completeness import completeness_gap
 from egcam_lightning.metrics.functional.concentration import complexity, sparseness
 from egcam_lightning.metrics.functional.drift import (
@@ -44,6 +44,7 @@ __all__ = [
     "pointing_game",
     "random_blocks",
     "rank_drift",
+    "recurrence",
     "relevance_mass",
     "significant",
     "sparseness",
