@@ -245,6 +245,7 @@ class Session:
             asked = self._asked_targets(probe)
             explainer.score.check(output, asked)
             layer = explainer.find(images)
+            fast = explainer.is_fast(images)
         if probe.targets is None and asked is not None and settings.target != "runner_up":
             record.probe = probe = probe.with_targets(asked)
         metrics = build_metrics(settings.metrics, masks=probe.masks is not None)
@@ -256,7 +257,9 @@ class Session:
         self._find_output()
         rank_zero_info(
             f"ExpectedGradCAMCallback explains {len(probe)} images at layer {layer!r} (grid "
-            f"{'x'.join(map(str, grid))})" + (f", files in {self.run_dir}" if self.run_dir else "")
+            f"{'x'.join(map(str, grid))}), on paths between "
+            + ("its activations" if fast else "images, each draw a pass through the whole network")
+            + (f"; files in {self.run_dir}" if self.run_dir else "")
         )
 
     def _find_output(self) -> Output | None:

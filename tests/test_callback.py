@@ -404,3 +404,23 @@ def test_without_a_progress_bar_it_is_silent(tmp_path, monkeypatch, capsys):
     arguments = {"num_images": 4, "num_samples": 2, "num_baselines": 2, "metrics": (), "max_overhead": None}
     fit(tmp_path, ExpectedGradCAMCallback(**arguments), epochs=2)
     assert "Explaining" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("layer", "path"), [("features.4", "its activations"), ("branch", "images, each draw a pass through the whole")]
+)
+def test_the_layer_its_grid_and_the_path_are_told_at_the_start(tmp_path, caplog, layer, path):
+    class Branched(Net):
+        def __init__(self):
+            super().__init__()
+            self.branch = nn.Conv2d(16, 16, 1)
+
+        def forward(self, images):
+            features = self.features(images)
+            return self.head(features + self.branch(features))
+
+    callback = ExpectedGradCAMCallback(layer, num_images=4, num_samples=2, num_baselines=2, metrics=())
+    with caplog.at_level("INFO"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is not a cut of the network.*")
+        fit(tmp_path, callback, epochs=1, net=Branched())
+    assert f"explains 4 images at layer {layer!r} (grid 16x16), on paths between {path}" in caplog.text

@@ -191,6 +191,26 @@ class ExpectedGradCAM:
                 self._size = size
         return self._found[0].name
 
+    def is_fast(self, images: Tensor) -> bool:
+        """Whether paths run between activations, so that a draw costs only the part of the network behind the layer.
+
+        That takes ``space="activation"`` and layers that are cuts of the network; otherwise each draw is a pass through
+        all of it.
+
+        Args:
+            images: ``(n, C, H, W)``; the first two are used.
+
+        """
+        if self._parts:
+            return all(part.is_fast(images) for part in self._parts)
+        self.find(images)
+        assert self._found is not None
+        with torch.no_grad(), isolated(self.model, seed=self.seed):
+            sample = torch.cat([images[:2], carrier_like(images[:2], seed=1)])
+            activation, output = capture(self._found[0], sample, self._chunks)
+            cut = self._found[0].holds(activation, output, carrier_like(sample, seed=2))
+        return cut and self.perturbation.space == "activation"
+
     def __call__(
         self,
         inputs: Tensor,
