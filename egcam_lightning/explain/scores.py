@@ -148,9 +148,8 @@ class ValueScore(OutputScore):
 
     def check(self, output: Any, target: Tensor | None) -> None:
         """Raise unless the output is ``(B,)`` or ``(B, values)``, and every target is one of its columns."""
-        if _is_binary(output) if isinstance(output, Tensor) else False:
-            return
-        check_logits(output, target)
+        if not (isinstance(output, Tensor) and _is_binary(output)):
+            check_logits(output, target)
 
     def predict(self, output: Tensor) -> Tensor:
         """Column 0: a value has no class."""

@@ -10,8 +10,7 @@ from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
 from egcam_lightning.metrics._base import ExplanationMetric, MeanOverImages
-from egcam_lightning.metrics.functional._maps import check_target
-from egcam_lightning.metrics.functional.agreement import consensus_of, directions, recurrence_of
+from egcam_lightning.metrics.functional.agreement import consensus_of, recurrence_of, usable_directions
 from egcam_lightning.metrics.functional.drift import centre_shift, rank_drift, ssim_drift, top_iou_drift
 
 _DISTANCES = {"rank": rank_drift, "ssim": ssim_drift, "top_iou": top_iou_drift, "centre": centre_shift}
@@ -116,11 +115,9 @@ class ExplanationConsensus(ExplanationMetric):
             target: ``(B,)`` int64, the explained class.
 
         """
-        vectors = directions(attribution).float()
-        target = check_target(target, len(vectors))
-        usable = (vectors > 0).any(1)
-        self.skipped = self.skipped + (~usable).sum()
-        if not bool(usable.any()):
+        vectors, target = usable_directions(attribution, target)
+        self.skipped = self.skipped + len(attribution) - len(target)
+        if not len(target):
             return
         assert isinstance(self.vectors, list)
         assert isinstance(self.targets, list)
@@ -129,8 +126,8 @@ class ExplanationConsensus(ExplanationMetric):
                 f"all maps must be of one grid, got {vectors.shape[1]} cells after "
                 f"{self.vectors[0].numel() // self.targets[0].numel()}; explain every batch at the same layer and size."
             )
-        self.vectors.append(vectors[usable].flatten())
-        self.targets.append(target[usable].float())
+        self.vectors.append(vectors.float().flatten())
+        self.targets.append(target.float())
 
     def compute(self) -> Tensor:
         """Give the value, a scalar; NaN where no two maps have different targets."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -165,6 +166,8 @@ class Infidelity(MeanOverImages):
 class _StepMetric(MeanOverImages):
     """What insertion and deletion share."""
 
+    _auc: ClassVar[Callable[..., Tensor]]
+
     plot_upper_bound: float | None = 1.0
 
     def __init__(
@@ -178,6 +181,28 @@ class _StepMetric(MeanOverImages):
         self.score_fn = score_fn
         self.num_steps = num_steps
         self.chunk_size = chunk_size
+
+    def update(self, images: Tensor, attribution: Tensor, target: Tensor, replacement: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            images: ``(B, C, H, W)``.
+            attribution: ``(B, h, w)``, signed.
+            target: ``(B,)`` int64.
+            replacement: ``(B, C, H, W)``, the image without what is put in or taken out; ``None`` for a blurred copy.
+
+        """
+        self._add(
+            self._auc(
+                bound(self.score_fn, self, "score_fn"),
+                images,
+                attribution,
+                target,
+                num_steps=self.num_steps,
+                chunk_size=self.chunk_size,
+                replacement=replacement,
+            )
+        )
 
 
 class InsertionAUC(_StepMetric):
@@ -209,27 +234,7 @@ class InsertionAUC(_StepMetric):
 
     higher_is_better: bool = True
 
-    def update(self, images: Tensor, attribution: Tensor, target: Tensor, replacement: Tensor | None = None) -> None:
-        """Add a batch.
-
-        Args:
-            images: ``(B, C, H, W)``.
-            attribution: ``(B, h, w)``, signed.
-            target: ``(B,)`` int64.
-            replacement: ``(B, C, H, W)``, what pixels are put into; ``None`` for a blurred copy.
-
-        """
-        self._add(
-            insertion_auc(
-                bound(self.score_fn, self, "score_fn"),
-                images,
-                attribution,
-                target,
-                num_steps=self.num_steps,
-                chunk_size=self.chunk_size,
-                replacement=replacement,
-            )
-        )
+    _auc = staticmethod(insertion_auc)
 
 
 class DeletionAUC(_StepMetric):
@@ -262,27 +267,7 @@ class DeletionAUC(_StepMetric):
 
     higher_is_better: bool = False
 
-    def update(self, images: Tensor, attribution: Tensor, target: Tensor, replacement: Tensor | None = None) -> None:
-        """Add a batch.
-
-        Args:
-            images: ``(B, C, H, W)``.
-            attribution: ``(B, h, w)``, signed.
-            target: ``(B,)`` int64.
-            replacement: ``(B, C, H, W)``, what pixels give way to; ``None`` for a blurred copy.
-
-        """
-        self._add(
-            deletion_auc(
-                bound(self.score_fn, self, "score_fn"),
-                images,
-                attribution,
-                target,
-                num_steps=self.num_steps,
-                chunk_size=self.chunk_size,
-                replacement=replacement,
-            )
-        )
+    _auc = staticmethod(deletion_auc)
 
 
 class MaxSensitivity(MeanOverImages):

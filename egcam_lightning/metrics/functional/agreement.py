@@ -20,6 +20,14 @@ def directions(attribution: Tensor) -> Tensor:
     return torch.where(finite, vectors, torch.nan)
 
 
+def usable_directions(attribution: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The :func:`directions` ``(n, h * w)`` of the maps that have one, and their targets ``(n,)``."""
+    vectors = directions(attribution)
+    target = check_target(target, len(vectors))
+    usable = (vectors > 0).any(1)
+    return vectors[usable], target[usable]
+
+
 @full_precision
 def consensus_of(vectors: Tensor, target: Tensor) -> Tensor | None:
     """Mean product of unit vectors ``(N, n)`` over pairs with different targets ``(N,)``, or ``None`` without one.
@@ -66,10 +74,7 @@ def consensus(attribution: Tensor, target: Tensor) -> Tensor | None:
         True
 
     """
-    vectors = directions(attribution)
-    target = check_target(target, len(vectors))
-    usable = (vectors > 0).any(1)
-    return consensus_of(vectors[usable], target[usable])
+    return consensus_of(*usable_directions(attribution, target))
 
 
 @full_precision
@@ -111,10 +116,7 @@ def recurrence(attribution: Tensor, target: Tensor) -> Tensor | None:
         tensor(0.6667)
 
     """
-    vectors = directions(attribution)
-    target = check_target(target, len(vectors))
-    usable = (vectors > 0).any(1)
-    return recurrence_of(vectors[usable], target[usable])
+    return recurrence_of(*usable_directions(attribution, target))
 
 
 def consensus_null(mask: Tensor, target: Tensor, size: tuple[int, ...]) -> Tensor | None:
