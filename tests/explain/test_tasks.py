@@ -49,9 +49,9 @@ def test_an_empty_set_is_refused(trunk, images, baselines):
         ExpectedGradCAM(model, num_samples=2)(images, baselines, torch.zeros(3, 4, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("head", [nn.Linear(8, 1), nn.Sequential(nn.Linear(8, 1), nn.Flatten(0))])
-def test_a_value_is_explained_as_it_is(trunk, images, baselines, head):
-    model = nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+@pytest.mark.parametrize("rest", [(), (nn.Flatten(0),)], ids=["a column", "a vector"])
+def test_a_value_is_explained_as_it_is(trunk, images, baselines, rest):
+    model = nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1), *rest)
     explanation = ExpectedGradCAM(model, num_samples=8, score="value")(images, baselines)
     torch.testing.assert_close(explanation.score, model(images).detach().reshape(-1))
     assert gap(explanation) < 1e-4
