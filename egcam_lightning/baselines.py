@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from egcam_lightning.batches import Key, find_images, get
-from egcam_lightning.data import evenly_spaced_batch, to_model
+from egcam_lightning.data import NotOneBatch, evenly_spaced_batch, to_model
 from egcam_lightning.explain.draws import generator_for
 from egcam_lightning.faults import Faults
 from egcam_lightning.probe import Probe, to_storage
@@ -60,7 +60,11 @@ class Baselines:
         """
 
         def read() -> Any:
-            found = evenly_spaced_batch(trainer.train_dataloader, self._size)
+            try:
+                found = evenly_spaced_batch(trainer.train_dataloader, self._size)
+            except NotOneBatch as error:
+                faults.inform(f"{error} Baselines are sampled from the training batches instead.")
+                return None
             return None if found is None else to_model(trainer, pl_module, found[0], validating=False)
 
         batch = faults.guard("reading training images", read) if self._chosen is None else None

@@ -25,6 +25,10 @@ def first_loader(loaders: Any) -> Any:
     return loaders
 
 
+class NotOneBatch(ValueError):
+    """Samples that a loader's ``collate_fn`` cannot put into one batch, such as images of several sizes."""
+
+
 @contextmanager
 def validation_data(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     """Have the validation data at hand inside, also where the Trainer sets them up later.
@@ -67,6 +71,9 @@ def evenly_spaced_batch(loader: Any, count: int) -> tuple[Any, list[int]] | None
 
     Returns:
         The batch and its indices, or ``None`` where the data set cannot be indexed.
+
+    Raises:
+        NotOneBatch: where the samples do not fit together.
 
     """
     if isinstance(loader, (dict, list, tuple)):
@@ -169,10 +176,22 @@ def _combined_batch(loaders: Any, count: int) -> tuple[Any, list[int]] | None:
 
 
 def collate(loader: Any, indices: Sequence[int]) -> Any:
-    """The samples at ``indices`` of a loader's data set, as one batch of that loader."""
+    """The samples at ``indices`` of a loader's data set, as one batch of that loader.
+
+    Raises:
+        NotOneBatch: where they do not fit together.
+
+    """
     if batches_itself(loader):
         return loader.collate_fn(loader.dataset[indices[0]])  # its samples are batches already
-    return loader.collate_fn([loader.dataset[index] for index in indices])
+    samples = [loader.dataset[index] for index in indices]
+    try:
+        return loader.collate_fn(samples)
+    except Exception as error:
+        raise NotOneBatch(
+            f"The samples {list(indices)} of {type(loader.dataset).__name__} cannot be put into one batch "
+            f"({type(error).__name__}: {error})."
+        ) from error
 
 
 def to_model(trainer: Trainer, pl_module: LightningModule, batch: Any, *, validating: bool) -> Any:
