@@ -22,10 +22,10 @@ def pack_maps(attribution: Tensor) -> tuple[Tensor, Tensor]:
     nothing to its subnormal numbers. Packing what was unpacked changes no bit.
 
     Args:
-        attribution: signed maps of shape ``(N, h, w)``, magnitudes below 1e38.
+        attribution: signed maps of shape ``(N, h, w)`` (or ``(N, d, h, w)`` for volumes), magnitudes below 1e38.
 
     Returns:
-        The maps as ``(N, h, w)`` float16 and the scales as ``(N,)`` float32, both on the CPU.
+        The maps in their shape as float16 and the scales as ``(N,)`` float32, both on the CPU.
 
     Example:
         >>> import torch
@@ -50,11 +50,11 @@ def unpack_maps(half: Tensor, scale: Tensor) -> Tensor:
     """Undo :func:`pack_maps`.
 
     Args:
-        half: ``(N, h, w)`` float16.
+        half: ``(N, h, w)`` (or ``(N, d, h, w)``) float16.
         scale: ``(N,)`` float32.
 
     Returns:
-        The maps, ``(N, h, w)`` float32.
+        The maps in their shape, float32.
 
     Example:
         >>> import torch
@@ -69,10 +69,10 @@ def round_maps(attribution: Tensor) -> Tensor:
     """Round maps to what storage keeps of them, so that a resumed run goes on from the very same values.
 
     Args:
-        attribution: signed maps of shape ``(N, h, w)``.
+        attribution: signed maps of shape ``(N, h, w)`` (or ``(N, d, h, w)`` for volumes).
 
     Returns:
-        ``(N, h, w)`` float32 on the CPU. Rounding again changes nothing.
+        The maps in their shape, float32 on the CPU. Rounding again changes nothing.
 
     Example:
         >>> import torch

@@ -142,7 +142,7 @@ class Look:
             prediction = self.explainer.score.predict(output)
             target = prediction.clamp(min=0) if probe.targets is None else probe.targets[rows]
             explanation = self.explainer(images, baselines, target.to(self.device), image_index=rows.tolist())
-            floor = F.noise_floor(_projected(explanation.draws, 2), explanation.baseline_index, seed=self.seed)
+            floor = F.noise_floor(explanation.draws, explanation.baseline_index, seed=self.seed)
             return images, explanation, prediction, floor
 
         begin = time.perf_counter()
@@ -159,7 +159,7 @@ class Look:
             when=when.kind,
             layer=explanation.layer,
             baselines=generation,
-            attribution=maps if maps.ndim == 3 else round_maps(_projected(maps, 1)),
+            attribution=maps,
             target=whole(explanation.target),
             prediction=whole(prediction),
             score=whole(explanation.score),
@@ -262,11 +262,6 @@ class Look:
         if not self._dtype.is_floating_point:
             images = images.round()
         return images.to(self._dtype)
-
-
-def _projected(maps: Tensor, leading: int) -> Tensor:
-    """Maps ``(..., h, w)`` as they are, of volumes ``(..., d, h, w)`` the sum over depth, which keeps them complete."""
-    return maps.sum(leading) if maps.ndim - leading == 3 else maps
 
 
 def reference_of(snapshots: Sequence[Snapshot], generation: int) -> Snapshot | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch.nn.functional import interpolate
 
 from egcam_lightning.batches import Key, contents, find_images, find_labels, get
 from egcam_lightning.data import (
@@ -21,6 +22,7 @@ from egcam_lightning.data import (
     to_model,
     validation_source,
 )
+from egcam_lightning.display import to_display
 from egcam_lightning.faults import Faults
 from egcam_lightning.probe import Probe
 from egcam_lightning.snapshot import ProbeImages
@@ -157,8 +159,6 @@ def probe_images(
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None,
 ) -> ProbeImages:
     """What people see of the probe, with names and colours from wherever they are known."""
-    from egcam_lightning.render import to_display
-
     loaders = [first_loader(trainer.val_dataloaders), first_loader(trainer.train_dataloader)]
     sources = [
         *(getattr(loader, "dataset", None) for loader in loaders),
@@ -169,11 +169,14 @@ def probe_images(
     if mean is not None and len(mean) not in (1, probe.images.shape[1]):
         mean, std = None, None
     images, restored = to_display(probe.images, mean, std)
+    masks, size = probe.masks, images.shape[1:-1]
+    if masks is not None and masks.shape[1:] != size:  # volumes too large to be shown at their own size
+        masks = interpolate(masks[:, None].float(), size=size, mode="area")[:, 0] >= 0.5
     return ProbeImages(
         images=images,
         labels=probe.labels,
         class_names=class_names or class_names_of(*sources),
         fingerprint=probe.fingerprint,
         restored=restored,
-        masks=probe.masks.any(1) if probe.masks is not None and probe.masks.ndim == 4 else probe.masks,
+        masks=masks,
     )

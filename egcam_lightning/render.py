@@ -7,7 +7,6 @@ without rescaling it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from egcam_lightning.slices import flatten_maps, take_slices
 from egcam_lightning.snapshot import ProbeImages, Snapshot, to_heatmap
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _INK, _PALE, _RIGHT, _WRONG = (32, 32, 32), (110, 110, 110), (0, 110, 60), (190,
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """A snapshot as people see it: ``N`` images at a display size of ``H`` x ``W``.
+    """A snapshot as people see it: ``N`` images, or slices of volumes, at a display size of ``H`` x ``W``.
 
     Attributes:
         panels: ``N`` arrays ``(H, 3 * W + 8, 3)`` uint8: the picture, the heat over it, and the signed map.
@@ -53,6 +53,7 @@ class Pictures:
         title: what all of them have in common.
         notes: for each image the two lines that stand under its panel on the sheet, and whether the prediction is
             right (``None`` where that is not known).
+        slices: for each volume the slice that is shown, counted from 1; ``None`` for images.
 
     """
 
@@ -64,6 +65,7 @@ class Pictures:
     objects: list[Array] | None
     title: str
     notes: list[tuple[str, str, bool | None]]
+    slices: list[int] | None = None
 
     def sheet(self) -> Array:
         """All panels with their captions in one picture, drawn once and kept.
@@ -110,7 +112,8 @@ def draw(
 
     The heat lies over the picture in grey, so that every colour is heat (the picture in its own colours stands
     beside it), and fades with the map, so that the picture stays visible where the model does not look. Each map is
-    shown by its own maximum.
+    shown by its own maximum. Of a volume the slice with the most positive relevance is shown, by that slice's maximum
+    (:func:`~egcam_lightning.slices.strongest_slices`).
 
     Args:
         snapshot: maps of ``N`` images.
@@ -123,7 +126,7 @@ def draw(
         The pictures.
 
     Raises:
-        ValueError: for an unknown colour map, an opacity out of range, or a snapshot of other images.
+        ValueError: for an unknown colour map, an opacity out of range, or a snapshot of other images or volumes.
 
     Example:
         >>> import torch
@@ -142,10 +145,11 @@ def draw(
         raise ValueError(f"alpha is the opacity of the heat, from 0 to 1, got {alpha}")
     if len(snapshot.attribution) != len(probe.images):
         raise ValueError(f"the snapshot has {len(snapshot.attribution)} maps and the probe {len(probe.images)} images")
-    photos = _resize(probe.images)
+    maps = flatten_maps(snapshot.attribution, probe.depth)
+    photos = _resize(take_slices(probe.images, maps.slices))
     size = (photos.shape[1], photos.shape[2])
-    heat = to_heatmap(snapshot.attribution, size)
-    signed = _signed(snapshot.attribution, size)
+    heat = to_heatmap(maps.positive, size)
+    signed = _signed(maps.signed, size)
     # The square root keeps the warm edges of a map visible; in proportion to the heat only its peak would be.
     opacity = (alpha * heat.sqrt())[..., None].numpy()
     grey = (photos @ _LUMA)[..., None]
@@ -154,9 +158,11 @@ def draw(
     panels = np.concatenate([photos, gap, blended, gap, signed_table[_index((signed + 1) / 2)]], axis=2)
     levels = (heat >= 0.25).to(torch.uint8) + (heat >= 0.5) + (heat >= 0.75)
     levels = torch.where(signed <= -0.5, 4, levels).to(torch.uint8)
-    objects = None if probe.masks is None else list(_resize(probe.masks[..., None].to(torch.uint8))[..., 0])
+    masks = None if probe.masks is None else take_slices(probe.masks, maps.slices)
+    objects = None if masks is None else list(_resize(masks[..., None].to(torch.uint8))[..., 0])
+    slices = None if maps.slices is None else (maps.slices + 1).tolist()
     when = f"epoch {snapshot.epoch}, step {snapshot.step}" + (" (before training)" if snapshot.when == "start" else "")
-    remarks = [_remarks(snapshot, probe, index) for index in range(len(photos))]
+    remarks = [_remarks(snapshot, probe, index, slices) for index in range(len(photos))]
     stretched = "" if probe.restored else " · colours stretched"
     return Pictures(
         panels=list(panels),
@@ -165,64 +171,10 @@ def draw(
         blended=list(blended),
         levels=list(levels.numpy()),
         objects=objects,
-        title=f"{when} · layer {snapshot.layer} · each map by its own maximum{stretched}",
+        title=f"{when} · layer {snapshot.layer} · each {'slice' if slices else 'map'} by its own maximum{stretched}",
         notes=[(f"#{i} {verdict}", facts, right) for i, (verdict, facts, right) in enumerate(remarks)],
+        slices=slices,
     )
-
-
-def to_display(
-    images: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-) -> tuple[Tensor, bool]:
-    """Turn model inputs into what people see.
-
-    One channel is shown as grey, two by their mean, and of more than three the first three. Volumes are shown by their
-    mean over depth, as their maps are by the sum. Values that are not finite are shown as the darkest; an image of one
-    value is shown as grey.
-
-    Args:
-        images: ``(N, C, H, W)`` or ``(N, C, D, H, W)``, uint8 (shown as it is) or floating point.
-        mean: what was subtracted, one number a channel (or one for all).
-        std: what it was divided by, one number a channel (or one for all).
-
-    Returns:
-        The images, ``(N, H, W, 3)`` uint8 on the CPU, and whether their colours are the data set's own; without
-        ``mean`` and ``std`` every image is stretched to its own range.
-
-    Raises:
-        ValueError: where the shape is another, or ``mean`` and ``std`` do not fit the channels.
-
-    Example:
-        >>> import torch
-        >>> shown, restored = to_display(torch.tensor([0.0, 1.0]).view(1, 1, 1, 2), mean=[0.0], std=[0.5])
-        >>> shown[0, 0].tolist(), restored
-        ([[0, 0, 0], [128, 128, 128]], True)
-
-    """
-    if images.ndim not in (4, 5) or 0 in images.shape[1:]:
-        raise ValueError(f"images must have shape (N, C, H, W) or (N, C, D, H, W), got {tuple(images.shape)}")
-    if (mean is None) != (std is None):
-        raise ValueError("mean and std belong together: give both or neither")
-    pixels = images.detach().cpu()
-    restored = mean is not None or pixels.dtype == torch.uint8
-    if pixels.ndim == 5:
-        kind = pixels.dtype
-        pixels = pixels.float().mean(2)
-        pixels = pixels.round().to(kind) if kind == torch.uint8 else pixels
-    if pixels.dtype == torch.uint8:
-        pixels = pixels.float() / 255
-    elif mean is not None and std is not None:
-        channels = images.shape[1]
-        if {len(mean), len(std)} - {1, channels}:
-            raise ValueError(f"mean has {len(mean)} numbers and std {len(std)}, the images have {channels} channels")
-        pixels = pixels.float() * torch.tensor(std).view(1, -1, 1, 1) + torch.tensor(mean).view(1, -1, 1, 1)
-    pixels = _three_channels(pixels.float())
-    if not restored:
-        finite = pixels.isfinite()
-        low = torch.where(finite, pixels, torch.inf).flatten(1).amin(1).view(-1, 1, 1, 1)
-        high = torch.where(finite, pixels, -torch.inf).flatten(1).amax(1).view(-1, 1, 1, 1)
-        pixels = torch.where(high > low, (pixels - low) / (high - low), torch.where(finite, 0.5, 0.0))
-    shown = (pixels.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1) * 255).round().to(torch.uint8)
-    return shown.permute(0, 2, 3, 1).contiguous(), restored
 
 
 @lru_cache
@@ -252,13 +204,6 @@ def color_table(name: str) -> Array:
     return table
 
 
-def _three_channels(pixels: Tensor) -> Tensor:
-    """``(N, C, H, W)`` to ``(N, 3, H, W)``."""
-    if pixels.shape[1] <= 2:
-        return pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    return pixels[:, :3]
-
-
 def _resize(images: Tensor) -> Array:
     """``(N, H, W, C)`` uint8 at the display size: whole pixels enlarged, or their mean where they are too many."""
     longest = max(images.shape[1:3])
@@ -283,7 +228,9 @@ def _index(unit: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return (unit * 255).round().to(torch.uint8).numpy()
 
 
-def _remarks(snapshot: Snapshot, probe: ProbeImages, index: int) -> tuple[str, str, bool | None]:
+def _remarks(
+    snapshot: Snapshot, probe: ProbeImages, index: int, slices: list[int] | None
+) -> tuple[str, str, bool | None]:
     """What is said of one image: its prediction, the facts, and whether the prediction is right."""
     prediction, target = int(snapshot.prediction[index]), int(snapshot.target[index])
     label = None if probe.labels is None else int(probe.labels[index])
@@ -297,7 +244,8 @@ def _remarks(snapshot: Snapshot, probe: ProbeImages, index: int) -> tuple[str, s
         verdict = f"✓ predicted {name[0]}"
     else:
         verdict = f"✗ predicted {name[0]}, labelled {_short(probe.name(label or 0))}"
-    facts = [f"explains {name[1]}", f"score {float(snapshot.score[index]):.3g}"]
+    facts = [] if slices is None else [f"slice {slices[index]} of {probe.depth}"]
+    facts += [f"explains {name[1]}", f"score {float(snapshot.score[index]):.3g}"]
     gap = float(snapshot.completeness_gap[index])
     if not math.isnan(gap):
         facts.append(f"gap {100 * gap:.1f} %" if gap < 10 else "gap above 1000 %")

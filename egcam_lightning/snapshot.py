@@ -43,7 +43,8 @@ def to_heatmap(attribution: Tensor, size: tuple[int, ...]) -> Tensor:
 class Explanation:
     """What one call of the explainer returns. All tensors are detached, float32 and on the inputs' device.
 
-    ``B`` images, ``S`` draws, a layer grid of ``h`` x ``w`` and an input of ``H`` x ``W``.
+    ``B`` images, ``S`` draws, a layer grid of ``h`` x ``w`` and an input of ``H`` x ``W``; of volumes every grid and
+    size has its depth in front, ``(B, d, h, w)`` and ``(B, D, H, W)``.
 
     Attributes:
         attribution: ``(B, h, w)``, the signed map at the layer's resolution, in units of the score, not normalised.
@@ -116,13 +117,13 @@ class ProbeImages:
     """What people see of the probe: the fixed images, for display, and what is known of them.
 
     Attributes:
-        images: ``(N, H, W, 3)`` uint8, ready to be shown.
+        images: ``(N, H, W, 3)`` uint8, ready to be shown; volumes ``(N, D, H, W, 3)``.
         labels: ``(N,)`` int64 or ``None``.
         class_names: one name a class, or ``None``.
         fingerprint: hash of the model inputs; equal fingerprints mean the same images.
         restored: whether the colours are the data set's own (``mean`` and ``std`` were known); otherwise every image
             was stretched to its own range, and captions say so.
-        masks: ``(N, H, W)`` bool, where the object is, or ``None``.
+        masks: ``(N, H, W)`` bool (volumes ``(N, D, H, W)``), where the object is, or ``None``.
 
     """
 
@@ -132,6 +133,11 @@ class ProbeImages:
     fingerprint: str = ""
     restored: bool = False
     masks: Tensor | None = None
+
+    @property
+    def depth(self) -> int | None:
+        """The number of slices of each volume; ``None`` for images."""
+        return self.images.shape[1] if self.images.ndim == 5 else None
 
     def name(self, index: int) -> str:
         """Name of class ``index``: its name where one is known, else its number."""
@@ -144,7 +150,7 @@ class ProbeImages:
 class Snapshot:
     """What one look at the probe gave: one entry of the history.
 
-    ``N`` probe images, a layer grid of ``h`` x ``w``.
+    ``N`` probe images, a layer grid of ``h`` x ``w`` (``d`` x ``h`` x ``w`` for volumes).
 
     Attributes:
         epoch: the Trainer's epoch.
@@ -152,7 +158,7 @@ class Snapshot:
         when: ``"start"`` (before training), ``"epoch"`` or ``"step"`` (between epochs).
         layer: the resolved name of the target layer.
         baselines: the generation of the baselines used; drift is only taken between equal generations.
-        attribution: ``(N, h, w)`` float32, signed.
+        attribution: ``(N, h, w)`` float32, signed; of volumes the map over all three axes, ``(N, d, h, w)``.
         target: ``(N,)`` int64, the explained class.
         prediction: ``(N,)`` int64, the predicted class (-1 where the model predicts no class).
         score: ``(N,)``, the explained score.

@@ -6,11 +6,14 @@ A run folder holds three things, all of them open formats that no code has to be
     probe.npz        what people see of the probe: images (N, H, W, 3) uint8, labels (N,) int64, masks (N, H, W) bool
     maps/*.npz       one file a snapshot: half (N, h, w) float16 and scale (N,) float32; the map is half * scale
 
-The header of version 1 holds ``format`` (``"egcam_lightning.history"``), ``version`` (``1``), ``package``, ``prefix``,
+The header holds ``format`` (``"egcam_lightning.history"``), ``version`` (``1``), ``package``, ``prefix``,
 ``fingerprint``, ``class_names`` (a list or null), ``restored``, ``images`` (N) and ``size`` (``[H, W]``). A line holds
 ``epoch``, ``step``, ``when``, ``layer``, ``baselines``, ``maps`` (a file name), ``grid`` (``[h, w]``), ``values`` (a
 list of N numbers for each per-image field of :class:`~egcam_lightning.snapshot.Snapshot`; null is NaN, ``"inf"`` and
 ``"-inf"`` are strings) and ``metrics``.
+
+The history of volumes has version ``2``, and depth in front of every size: images (N, D, H, W, 3), masks (N, D, H, W),
+maps (N, d, h, w), ``size`` ``[D, H, W]`` and ``grid`` ``[d, h, w]``. That of images is what version 1 always was.
 
 A line is written after its maps and in one call, so a killed run leaves at worst a torn last line, which is ignored.
 A folder may come from anywhere: nothing is unpickled, and every size is checked before memory is taken.
@@ -46,7 +49,7 @@ from egcam_lightning._packing import (
 from egcam_lightning.snapshot import History, ProbeImages, Snapshot
 
 FORMAT = "egcam_lightning.history"
-VERSION = 1
+VERSIONS = {2: 1, 3: 2}  # by the number of spatial axes
 
 __all__ = [
     "RunFolder",
@@ -200,7 +203,7 @@ def load_history(run_dir: str | PathLike[str]) -> History:
             left = MAX_BYTES
             while (line := file.readline(MAX_LINE + 1)).endswith(b"\n") or len(line) > MAX_LINE:
                 where = f"{path}, line {len(snapshots) + 2}"
-                snapshot = _read_snapshot(folder, _decode(line), len(probe.images), left)
+                snapshot = _read_snapshot(folder, _decode(line), probe, left)
                 left -= snapshot.attribution.nbytes
                 if snapshot.key in snapshots or len(snapshots) == MAX_SNAPSHOTS:
                     raise ValueError(f"{snapshot.name} is there twice or too many")
@@ -218,34 +221,36 @@ def _header(probe: ProbeImages, prefix: str) -> dict[str, Any]:
         package = "unknown"
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSIONS[probe.images.ndim - 2],
         "package": package,
         "prefix": prefix,
         "fingerprint": probe.fingerprint,
         "class_names": None if probe.class_names is None else list(probe.class_names),
         "restored": probe.restored,
         "images": len(probe.images),
-        "size": list(probe.images.shape[1:3]),
+        "size": list(probe.images.shape[1:-1]),
     }
 
 
 def _read_header(folder: Path, header: dict[str, Any]) -> tuple[ProbeImages, str]:
     if header.get("format") != FORMAT:
         raise ValueError(f"its format is {str(header.get('format'))[:80]!r}, expected {FORMAT!r}")
-    if header["version"] != VERSION:
+    axes = next((axes for axes, known in VERSIONS.items() if header["version"] == known), None)
+    if axes is None:
         raise ValueError(
-            f"its format version is {str(header['version'])[:20]}, and this release reads {VERSION}: upgrade"
+            f"its format version is {str(header['version'])[:20]}, and this release reads "
+            f"{' and '.join(map(str, VERSIONS.values()))}: upgrade"
         )
     count, names = _whole(header["images"], 0, MAX_IMAGES), header["class_names"]
-    height, width = (_whole(side, 1, 2**20) for side in header["size"])
-    if 4 * count * height * width > MAX_BYTES:
-        raise ValueError(f"{count} images of {height}x{width} are more than a probe holds")
+    size = _size(header["size"], axes)
+    if 4 * count * math.prod(size) > MAX_BYTES:
+        raise ValueError(f"{count} images of {'x'.join(map(str, size))} are more than a probe holds")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError("class_names is no list of strings")
     expected = {
-        "images": ("|u1", (count, height, width, 3)),
+        "images": ("|u1", (count, *size, 3)),
         "labels": ("<i8", (count,)),
-        "masks": ("|b1", (count, height, width)),
+        "masks": ("|b1", (count, *size)),
     }
     arrays = read_npz(folder / "probe.npz", expected, optional=("labels", "masks"))
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -256,16 +261,16 @@ def _read_header(folder: Path, header: dict[str, Any]) -> tuple[ProbeImages, str
     return probe, _text(header["prefix"])
 
 
-def _read_snapshot(folder: Path, line: dict[str, Any], count: int, left: int) -> Snapshot:
-    height, width = (_whole(side, 1, 2**20) for side in line["grid"])
-    if 4 * count * height * width > left:
+def _read_snapshot(folder: Path, line: dict[str, Any], probe: ProbeImages, left: int) -> Snapshot:
+    count, grid = len(probe.images), _size(line["grid"], probe.images.ndim - 2)
+    if 4 * count * math.prod(grid) > left:
         raise ValueError(f"all maps together are more than {MAX_BYTES >> 20} MiB")
     if not _MAPS_NAME.fullmatch(_text(line["maps"])):
         raise ValueError(f"{line['maps'][:80]!r} is no file of maps")
     metrics = line["metrics"]
     if not isinstance(metrics, dict) or len(metrics) > 1000:
         raise ValueError("metrics is no dictionary of at most 1000 numbers")
-    expected = {"half": ("<f2", (count, height, width)), "scale": ("<f4", (count,))}
+    expected = {"half": ("<f2", (count, *grid)), "scale": ("<f4", (count,))}
     maps = {name: torch.from_numpy(a) for name, a in read_npz(folder / line["maps"], expected).items()}
     values = line["values"]
     fields = {name: _from_json(name, values[name], count) for name in INTEGERS + FLOATS}
@@ -324,6 +329,12 @@ def _whole(value: Any, low: int = -(2**63), high: int = 2**63 - 1) -> int:
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{str(value)[:80]!r} is no whole number from {low} to {high}")
     return value
+
+
+def _size(value: Any, axes: int) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) != axes:
+        raise ValueError(f"{str(value)[:80]} is no size along {axes} axes")
+    return tuple(_whole(side, 1, 2**20) for side in value)
 
 
 def _number(value: Any) -> float:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from egcam_lightning.render import LARGEST, color_table, draw, to_display
+import egcam_lightning.display
+from egcam_lightning.display import to_display
+from egcam_lightning.render import LARGEST, color_table, draw
 from egcam_lightning.snapshot import ProbeImages, Snapshot
 
 QUADRANTS = [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -290,6 +292,69 @@ def test_other_misuse_says_what_was_seen():
         draw(make_snapshot(torch.ones(1, 2, 2)), make_probe(1), alpha=2)
     with pytest.raises(ValueError, match="2 maps and the probe 1 images"):
         draw(make_snapshot(torch.ones(2, 2, 2)), make_probe(1))
+
+
+# ---------------------------------------------------------------------------------------------------- volumes
+
+
+def test_a_volume_is_drawn_as_the_image_that_its_strongest_slice_is():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(3, 5, 4, 6, generator=generator)
+    strongest = maps.clamp(min=0).sum((2, 3)).argmax(1)
+    volumes = torch.randint(0, 256, (3, 5, 32, 48, 3), generator=generator).to(torch.uint8)
+    masks = torch.rand(3, 5, 32, 48, generator=generator) > 0.5
+    there = torch.arange(3), strongest
+    volume = draw(make_snapshot(maps), ProbeImages(volumes, masks=masks))
+    image = draw(make_snapshot(maps[there]), ProbeImages(volumes[there], masks=masks[there]))
+    for name in ("panels", "pictures", "blended", "levels", "objects"):
+        for a, b in zip(getattr(volume, name), getattr(image, name), strict=True):
+            assert np.array_equal(a, b), name
+    assert len(set(strongest.tolist())) > 1
+    assert volume.slices == (strongest + 1).tolist()
+    assert image.slices is None
+
+
+def test_the_caption_and_the_sheet_say_which_slice():
+    maps = torch.zeros(1, 2, 2, 2)
+    maps[0, 1] = 1
+    pictures = draw(make_snapshot(maps), ProbeImages(torch.zeros(1, 16, 8, 8, 3, dtype=torch.uint8), restored=True))
+    assert pictures.captions == [
+        "#0 · predicted 0 · slice 13 of 16 · explains 0 · score 4.5 · gap 1.3 % · epoch 3, step 120"
+    ]
+    assert pictures.notes[0][1].startswith("slice 13 of 16 · ")
+    assert "each slice by its own maximum" in pictures.title
+
+
+def test_maps_of_volumes_are_not_drawn_over_images():
+    with pytest.raises(ValueError, match=r"\(N, h, w\) for images, got \(1, 2, 2, 2\)"):
+        draw(make_snapshot(torch.ones(1, 2, 2, 2)), make_probe(1))
+
+
+def test_every_slice_of_a_volume_is_shown_as_an_image_would_be():
+    volumes = torch.rand(2, 3, 5, 4, 6, generator=torch.Generator().manual_seed(0))
+    shown, restored = to_display(volumes, [0.5] * 3, [0.2, 0.3, 0.4])
+    assert shown.shape == (2, 5, 4, 6, 3)
+    assert restored is True
+    for k in range(5):
+        assert torch.equal(shown[:, k], to_display(volumes[:, :, k], [0.5] * 3, [0.2, 0.3, 0.4])[0])
+    pixels = torch.randint(0, 256, (2, 1, 5, 4, 6)).to(torch.uint8)
+    assert torch.equal(to_display(pixels)[0], pixels[:, 0, ..., None].expand(-1, -1, -1, -1, 3))
+
+
+def test_a_volume_is_stretched_as_a_whole():
+    volume = torch.tensor([[-1.0, 0.0], [1.0, 3.0]]).view(1, 1, 2, 1, 2)
+    shown, restored = to_display(volume)
+    assert restored is False
+    assert shown[0, ..., 0].flatten().tolist() == [0, 64, 128, 255]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.uint8])
+def test_volumes_too_large_to_be_shown_keep_their_slices_and_shrink_in_proportion(monkeypatch, dtype):
+    monkeypatch.setattr(egcam_lightning.display, "MAX_VOLUME_BYTES", 3 * 2 * 5 * 4 * 6)
+    volumes = torch.arange(5).view(1, 1, 5, 1, 1).expand(2, 1, 5, 16, 24).to(dtype)
+    shown, _ = to_display(volumes)
+    assert shown.shape == (2, 5, 4, 6, 3)
+    assert torch.equal(shown, to_display(volumes[..., :4, :6])[0])
 
 
 # ---------------------------------------------------------------------------------------------------- to_display

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from egcam_lightning.packed import PackedSnapshots
 from egcam_lightning.snapshot import History, ProbeImages, Snapshot
 from egcam_lightning.store import (
     RunFolder,
@@ -191,6 +192,48 @@ def test_what_was_written_is_read(tmp_path):
     assert (history.probe.fingerprint, history.probe.restored) == ("abc", True)
 
 
+def test_volumes_and_their_maps_are_read_over_all_axes(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    probe = ProbeImages(
+        images=torch.randint(0, 256, (N, 6, 12, 9, 3), generator=generator).to(torch.uint8),
+        masks=torch.rand(N, 6, 12, 9, generator=generator) > 0.5,
+    )
+    maps = round_maps(torch.randn(N, 3, *GRID, generator=generator))
+    snapshots = [make_snapshot(0, 9, attribution=maps), make_snapshot(1, 19, attribution=-maps)]
+    assert_same(snapshot_from_state(snapshot_to_state(snapshots[0])), snapshots[0])
+    assert_same(PackedSnapshots(snapshots)[1], snapshots[1])
+    RunFolder(tmp_path).open(probe, "mine", snapshots)
+    history = load_history(tmp_path)
+    for a, b in zip(history.snapshots, snapshots, strict=True):
+        assert_same(a, b)
+    assert torch.equal(history.probe.images, probe.images)
+    assert torch.equal(history.probe.masks, probe.masks)
+    assert history.probe.depth == 6
+    header, line, _ = map(json.loads, (tmp_path / "history.jsonl").read_text().splitlines())
+    assert (header["version"], header["size"], line["grid"]) == (2, [6, 12, 9], [3, *GRID])
+    rewrite(tmp_path, 1, grid=list(GRID))
+    with pytest.raises(ValueError, match=r"line 2 .* no size along 3 axes"):
+        load_history(tmp_path)
+    rewrite(tmp_path, 0, version=1)
+    with pytest.raises(ValueError, match="no size along 2 axes"):
+        load_history(tmp_path)
+
+
+def test_a_history_of_images_is_written_as_version_1_always_was(tmp_path):
+    opened(tmp_path, [make_snapshot()])
+    header, line = map(json.loads, (tmp_path / "history.jsonl").read_text().splitlines())
+    assert header.keys() == {
+        *("format", "version", "package", "prefix", "fingerprint", "class_names", "restored", "images", "size")
+    }
+    assert (header["version"], header["images"], header["size"]) == (1, N, [12, 9])
+    assert line["grid"] == list(GRID)
+    with np.load(tmp_path / line["maps"]) as maps:
+        assert {name: (array.shape, array.dtype.str) for name, array in maps.items()} == {
+            "half": ((N, *GRID), "<f2"),
+            "scale": ((N,), "<f4"),
+        }
+
+
 def test_a_probe_without_labels_and_masks_is_read(tmp_path):
     folder = RunFolder(tmp_path)
     folder.open(ProbeImages(images=torch.zeros(2, 3, 4, 3, dtype=torch.uint8)))
@@ -300,7 +343,11 @@ def rewrite(tmp_path, number: int, **changes: object) -> None:
     ("number", "changes", "message"),
     [
         (0, {"format": "other"}, "format"),
-        (0, {"version": 2}, "upgrade"),
+        (0, {"version": 3}, "upgrade"),
+        (0, {"version": 2}, "no size along 3 axes"),
+        (0, {"version": [1]}, "upgrade"),
+        (0, {"size": 12}, "no size along 2 axes"),
+        (1, {"grid": [2, 7, 5]}, "no size along 2 axes"),
         (0, {"images": 10**9}, "no whole number"),
         (0, {"images": True}, "no whole number"),
         (0, {"images": 3}, "probe.npz"),

@@ -6,7 +6,7 @@ import base64
 import io
 from bisect import bisect_right
 from collections.abc import Sequence
-from math import isfinite
+from math import isfinite, isqrt
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from egcam_lightning.report.catalogue import describe
-from egcam_lightning.snapshot import History, Snapshot
+from egcam_lightning.slices import flatten_maps
+from egcam_lightning.snapshot import History, ProbeImages, Snapshot
 
 #: Finer maps are averaged down to this many cells a side: more is not seen on a page, and 16 images over 100 epochs
 #: have to stay below 5 MB.
@@ -23,6 +24,8 @@ MAX_GRID = 32
 MAX_SIDE = 448
 #: Above this a picture is stored as JPEG instead of PNG.
 MAX_PNG_BYTES = 16_000
+#: What the slices of all volumes may take together: the more are shown, the smaller they are.
+MAX_SLICES_BYTES = 2_250_000
 
 SEQUENTIAL = ("inferno", "magma", "plasma", "viridis", "cividis")
 DIVERGING = ("RdBu_r", "coolwarm", "PuOr_r", "BrBG_r")
@@ -103,23 +106,25 @@ def encode_maps(attribution: Tensor) -> tuple[bytes, Tensor, tuple[int, int]]:
     return (relative * 127).round().to(torch.int8).numpy().tobytes(), scale, (height, width)
 
 
-def encode_image(image: Tensor) -> str:
+def encode_image(image: Tensor, max_side: int = MAX_SIDE, max_png_bytes: int = MAX_PNG_BYTES) -> str:
     """Encode one picture as a data URI: PNG where that is small, which keeps small pictures exact, else JPEG.
 
     Args:
         image: ``(H, W, 3)`` uint8.
+        max_side: a larger picture is shrunk to so many pixels a side.
+        max_png_bytes: a larger PNG gives way to JPEG.
 
     Returns:
-        A ``data:`` URI of a picture of at most ``MAX_SIDE`` pixels a side.
+        A ``data:`` URI of the picture.
 
     """
     from PIL import Image
 
     picture = Image.fromarray(image.detach().cpu().contiguous().numpy())
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    picture.thumbnail((max_side, max_side))
     buffer, kind = io.BytesIO(), "png"
     picture.save(buffer, "PNG", optimize=True)
-    if buffer.tell() > MAX_PNG_BYTES:
+    if buffer.tell() > max_png_bytes:
         buffer, kind = io.BytesIO(), "jpeg"
         picture.save(buffer, "JPEG", quality=88, subsampling=0)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -160,23 +165,32 @@ def significant(snapshot: Snapshot, previous: Snapshot | None) -> tuple[Tensor |
 def _run(history: History, name: str, keys: list[Key], positions: list[Key]) -> dict[str, Any]:
     probe, snapshots = history.probe, history.snapshots
     images = probe.images
-    if images.ndim != 4 or not len(images) or images.shape[-1] != 3 or images.dtype != torch.uint8:
+    if images.ndim not in (4, 5) or not len(images) or images.shape[-1] != 3 or images.dtype != torch.uint8:
         raise ValueError(
-            f"The probe's images have shape {tuple(images.shape)} and type {images.dtype}; expected (N, H, W, 3) of"
-            " torch.uint8 with N > 0: pass pictures ready to be shown."
+            f"The probe's images have shape {tuple(images.shape)} and type {images.dtype}; expected (N, D, H, W, 3) or"
+            " (N, H, W, 3) of torch.uint8 with N > 0: pass pictures ready to be shown."
         )
     shown = {int(c) for s in snapshots for c in torch.cat([s.target, s.prediction]).tolist()}
     labels = None if probe.labels is None else probe.labels.tolist()
     maps: list[bytes] = []
     rows: list[dict[str, Any]] = []
+    slices: list[list[int]] = []
     for index, snapshot in enumerate(snapshots):
-        if snapshot.attribution.ndim != 3 or len(snapshot.attribution) != len(images):
+        if snapshot.attribution.ndim != images.ndim - 1 or len(snapshot.attribution) != len(images):
             raise ValueError(
                 f"Snapshot {index} has maps of shape {tuple(snapshot.attribution.shape)} for {len(images)} images;"
-                " expected (N, h, w) with one map an image."
+                f" expected {'(N, h, w)' if probe.depth is None else '(N, d, h, w)'} with one map an image."
             )
-        data, scale, grid = encode_maps(snapshot.attribution)
+        flat = flatten_maps(snapshot.attribution, probe.depth)
+        data, scale, grid = encode_maps(flat.signed)
         maps.append(data)
+        extra = {}
+        if flat.slices is not None:
+            # Between two planes what speaks for the class is more than the positive part of their mean.
+            data, positive_scale, _ = encode_maps(flat.positive)
+            maps.append(data)
+            slices.append(flat.slices.tolist())
+            extra = {"slices": slices[-1], "positiveScale": numbers(positive_scale)}
         floor, moved = significant(snapshot, snapshots[index - 1] if index else None)
         share = _number(snapshot.metrics.get("drift/significant"))
         rows.append(
@@ -199,6 +213,7 @@ def _run(history: History, name: str, keys: list[Key], positions: list[Key]) -> 
                 "moved": None if moved is None else [int(m) for m in moved.tolist()],
                 "share": share if share is not None or moved is None else _number(moved.float().mean().item()),
                 "metrics": {key: _number(value) for key, value in snapshot.metrics.items()},
+                **extra,
             }
         )
     return {
@@ -206,11 +221,7 @@ def _run(history: History, name: str, keys: list[Key], positions: list[Key]) -> 
         "layer": snapshots[-1].layer if snapshots else "",
         "fingerprint": probe.fingerprint,
         "restored": probe.restored,
-        "width": images.shape[2],
-        "height": images.shape[1],
-        "images": [encode_image(image) for image in images],
-        "mean": encode_image(images.float().mean(0).round().to(torch.uint8)),
-        "masks": None if probe.masks is None else [_encode_outline(mask) for mask in probe.masks],
+        **_stacks(probe, slices),
         "labels": labels,
         "classes": {str(c): probe.name(c) for c in sorted(shown | set(labels or ())) if c >= 0},
         "at": [bisect_right(keys, key) - 1 for key in positions],
@@ -219,12 +230,36 @@ def _run(history: History, name: str, keys: list[Key], positions: list[Key]) -> 
     }
 
 
-def _encode_outline(mask: Tensor) -> str:
+def _stacks(probe: ProbeImages, slices: list[list[int]]) -> dict[str, Any]:
+    """Encode the pictures of each image by slice: an image has one, a volume those that some snapshot shows."""
+    volumes = probe.images if probe.depth else probe.images[:, None]
+    masks = probe.masks if probe.masks is None or probe.depth else probe.masks[:, None]
+    # Before the first snapshot, the middle one.
+    stacks = [sorted({row[i] for row in slices} or {volumes.shape[1] // 2}) for i in range(len(volumes))]
+    side, png_bytes = MAX_SIDE, MAX_PNG_BYTES
+    if probe.depth:
+        room = MAX_SLICES_BYTES // sum(map(len, stacks))
+        side, png_bytes = min(side, isqrt(room)), min(png_bytes, room)  # JPEG takes about a byte a pixel
+    images = [{k: encode_image(volumes[i, k], side, png_bytes) for k in stack} for i, stack in enumerate(stacks)]
+    outlines = None
+    if masks is not None:
+        outlines = [{k: _encode_outline(masks[i, k], side) for k in stack} for i, stack in enumerate(stacks)]
+    return {
+        "width": volumes.shape[3],
+        "height": volumes.shape[2],
+        "depth": probe.depth,
+        "images": images,
+        "mean": encode_image(volumes.mean((0, 1), dtype=torch.float32).round().to(torch.uint8)),
+        "masks": outlines,
+    }
+
+
+def _encode_outline(mask: Tensor, max_side: int) -> str:
     """Draw the edge of a ``(H, W)`` mask, white beside black so that it shows on any picture; elsewhere transparent."""
     from PIL import Image, ImageChops, ImageFilter
 
     stencil = Image.fromarray((mask.detach().cpu().to(torch.uint8) * 255).contiguous().numpy())
-    stencil.thumbnail((MAX_SIDE, MAX_SIDE))
+    stencil.thumbnail((max_side, max_side))
     stencil = stencil.resize((stencil.width * 2, stencil.height * 2))
     inside = ImageChops.subtract(stencil, stencil.filter(ImageFilter.MinFilter(3)))
     outside = ImageChops.subtract(stencil.filter(ImageFilter.MaxFilter(3)), stencil)

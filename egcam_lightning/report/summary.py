@@ -64,13 +64,14 @@ def mean_map(attribution: Tensor) -> Tensor:
     """Average the positive parts of maps, each by its own maximum, so that every image counts the same.
 
     Args:
-        attribution: ``(N, h, w)``, signed.
+        attribution: ``(N, h, w)``, signed; of volumes ``(N, d, h, w)``, whose places are summed over depth.
 
     Returns:
         ``(h, w)`` in [0, 1].
 
     """
     positive = attribution.detach().cpu().float().nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
+    positive = positive.sum(1) if positive.ndim == 4 else positive
     peak = positive.amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     return (positive / peak).mean(0)
 
@@ -154,7 +155,7 @@ def _on_object(history: History) -> str:
     if share is None:
         return f"{lies}."
     less = ", and an even map would put more on it" if mass < share else ""
-    return f"{lies}, which fills {_percent(share)} of the picture{less}."
+    return f"{lies}, which fills {_percent(share)} of the {'volume' if history.probe.depth else 'picture'}{less}."
 
 
 def _looks_at_objects(history: History) -> bool:

@@ -46,6 +46,7 @@ COLUMNS = (
     "drift_reference",
     "noise_floor",
 )
+"""The columns of the table; that of volumes ends with ``slice``, the one that is shown, counted from 1."""
 
 
 class WandbSink:
@@ -94,7 +95,8 @@ class WandbSink:
         ]
         # One table for the whole run: each call sends the rows that are new.
         if self._table is None:
-            self._table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
+            columns = COLUMNS if pictures.slices is None else (*COLUMNS, "slice")
+            self._table = wandb.Table(columns=list(columns), log_mode="INCREMENTAL")
         for row in _rows(snapshot, history, pictures, count):
             self._table.add_data(*row)
         self.logger.log_metrics(
@@ -139,7 +141,7 @@ def _masks(pictures: Pictures, index: int) -> dict[str, Any]:
 
 
 def _rows(snapshot: Snapshot, history: History, pictures: Pictures, count: int) -> list[list[Any]]:
-    """The rows of :data:`COLUMNS` for the first ``count`` images."""
+    """The rows of :data:`COLUMNS` (and the slices of volumes) for the first ``count`` images."""
     import wandb
 
     probe = history.probe
@@ -158,4 +160,6 @@ def _rows(snapshot: Snapshot, history: History, pictures: Pictures, count: int) 
         values = getattr(snapshot, name)
         numbers = [math.nan] * count if values is None else values.tolist()
         columns[name] = [number if math.isfinite(number) else None for number in numbers]
-    return [[columns[name][index] for name in COLUMNS] for index in range(count)]
+    if pictures.slices is not None:
+        columns["slice"] = pictures.slices[:count]
+    return [[column[index] for column in columns.values()] for index in range(count)]

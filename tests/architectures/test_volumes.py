@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics.functional.regression import spearman_corrcoef
 
 from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback, History
+from egcam_lightning.render import draw
+from egcam_lightning.report.payload import build_payload
 
 SIZE = (16, 24, 32)
 
@@ -65,34 +75,43 @@ def test_maps_of_volumes_are_in_place_along_every_axis() -> None:
         assert not in_place(explanation.attribution.flip(axis))
 
 
-class Volumes(Dataset):
-    """Noise with a bright or a dark box in one of eight places."""
+QUARTER = SIZE[0] // 4
 
-    classes = ("dark", "bright")
+
+class Blobs(Dataset):
+    """Noise with a bright blob, whose depth determines the class: in the front half or in the back half."""
+
+    classes = ("front", "back")
 
     def __init__(self, count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.labels = torch.randint(0, 2, (count,), generator=generator)
-        self.places = torch.randint(0, 8, (count,), generator=generator)
+        self.quarters = torch.randint(0, 4, (count,), generator=generator)
+        corners = torch.randint(0, 4, (count,), generator=generator)
         self.volumes = 0.3 * torch.randn(count, 1, *SIZE, generator=generator)
-        self.masks = torch.zeros(count, *SIZE)
-        for volume, mask, label, place in zip(
-            self.volumes, self.masks, self.labels.tolist(), self.places.tolist(), strict=True
+        self.masks = torch.zeros(count, *SIZE, dtype=torch.bool)
+        for volume, mask, quarter, corner in zip(
+            self.volumes, self.masks, self.quarters.tolist(), corners.tolist(), strict=True
         ):
-            volume[(slice(None), *octant(place))] += 4 * label - 2
-            mask[octant(place)] = 1
+            _, rows, columns = octant(corner)
+            blob = slice(QUARTER * quarter, QUARTER * (quarter + 1)), rows, columns
+            volume[(0, *blob)] += 2
+            mask[blob] = True
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.quarters)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"image": self.volumes[index], "label": self.labels[index], "mask": self.masks[index]}
+        return {"image": self.volumes[index], "label": self.quarters[index] // 2, "mask": self.masks[index]}
 
 
 class Net(LightningModule):
     def __init__(self) -> None:
         super().__init__()
-        self.net = network()
+        # The depth is kept until the last layer, which alone can tell the classes apart.
+        self.net = nn.Sequential(
+            *(nn.Conv3d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv3d(8, 8, 3, padding=1), nn.ReLU()),
+            *(nn.AdaptiveAvgPool3d((8, 1, 1)), nn.Flatten(), nn.Linear(64, 2)),
+        )
 
     def forward(self, volumes: Tensor) -> Tensor:
         return self.net(volumes)
@@ -107,31 +126,96 @@ class Net(LightningModule):
         return torch.optim.Adam(self.parameters(), 1e-2)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_the_callback_explains_volumes_measures_them_whole_and_shows_their_projection(tmp_path) -> None:
+def fit(root: Path, epochs: int, **options: Any) -> ExpectedGradCAMCallback:
     callback = ExpectedGradCAMCallback(
         num_images=8, num_samples=8, num_baselines=8, masks_key="mask", max_overhead=None, strict=True
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers")
         torch.manual_seed(0)
         trainer = Trainer(
-            max_epochs=3, accelerator="cpu", callbacks=[callback], default_root_dir=tmp_path, logger=False,
-            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+            max_epochs=epochs, accelerator="cpu", callbacks=[callback], default_root_dir=root,
+            enable_progress_bar=False, enable_model_summary=False, **options,
         )  # fmt: skip
-        data = Volumes(16, 1)
-        trainer.fit(Net(), DataLoader(Volumes(64, 0), 16), DataLoader(data, 8))
-    last = callback.history[-1]
-    assert [s.when for s in callback.history] == ["start", "epoch", "epoch", "epoch"]
-    assert last.attribution.shape == (8, 12, 16)
-    assert callback.history.probe.images.shape == (8, *SIZE[1:], 3)
-    assert torch.equal(callback.history.probe.masks, data.masks[::2].any(1))
-    # The sum over depth is as complete as the map itself.
+        resume = root / "last.ckpt"
+        data = DataLoader(Blobs(64, 0), 8), DataLoader(Blobs(16, 1), 8)
+        trainer.fit(Net(), *data, ckpt_path=resume if resume.exists() else None)
+        trainer.save_checkpoint(resume)
+    return callback
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> ExpectedGradCAMCallback:
+    return fit(tmp_path_factory.mktemp("run"), 4, logger=False, enable_checkpointing=False)
+
+
+@pytest.fixture(scope="module")
+def probed() -> Blobs:
+    """What the probe is of: every other validation volume."""
+    data = Blobs(16, 1)
+    data.volumes, data.masks, data.quarters = data.volumes[::2], data.masks[::2], data.quarters[::2]
+    return data
+
+
+def test_the_callback_keeps_and_measures_maps_over_all_axes(run, probed):
+    last = run.history[-1]
+    assert [s.when for s in run.history] == ["start", "epoch", "epoch", "epoch", "epoch"]
+    assert last.attribution.shape == (8, 8, 12, 16)
     torch.testing.assert_close(
         last.attribution.flatten(1).sum(1), last.score - last.baseline_score, rtol=0.05, atol=0.02
     )
     assert all(math.isfinite(value) for value in last.metrics.values())
-    assert {"infidelity", "insertion_auc", "relevance_mass", "drift/previous", "drift/ssim"} <= set(last.metrics)
-    # Measured over all three axes: a box fills 1/64 of a volume, and 1/16 of its projection.
-    assert last.metrics["relevance_mass"] > 4 / 64
-    assert torch.equal(History.load(callback.run_dir)[-1].attribution, last.attribution)
-    assert (callback.run_dir / "report.html").is_file()
+    assert {"infidelity", "insertion_auc", "consensus", "recurrence", "drift/previous", "drift/ssim"} <= set(
+        last.metrics
+    )
+    # By hand, over all three axes: no projection has these values.
+    before = run.history[-2].attribution
+    correlation = [spearman_corrcoef(a, b) for a, b in zip(last.attribution.flatten(1), before.flatten(1), strict=True)]
+    torch.testing.assert_close(last.drift_previous, 1 - torch.stack(correlation), rtol=0, atol=1e-5)
+    # A blob fills 1/64 of a volume.
+    assert last.metrics["relevance_mass"] > 8 / 64
+    assert last.metrics["pointing_game"] == 1.0
+
+
+def test_the_history_gives_volumes_and_their_maps_back(run, probed):
+    history = History.load(run.run_dir)
+    assert len(history) == len(run.history)
+    for a, b in zip(history.snapshots, run.history.snapshots, strict=True):
+        assert torch.equal(a.attribution, b.attribution)
+    assert history.probe.images.shape == (8, *SIZE, 3)
+    assert torch.equal(history.probe.masks, probed.masks)
+
+
+def test_the_slice_that_is_shown_holds_the_blob_with_the_heat_on_it(run, probed):
+    history = run.history
+    pictures = draw(history[-1], history.probe)
+    sheet = run.run_dir / "panels" / f"{history[-1].name}.png"
+    assert np.array_equal(np.asarray(Image.open(sheet)), pictures.sheet())
+    (page,) = build_payload([history], ["run"])["runs"]
+    for image, quarter in enumerate(probed.quarters.tolist()):
+        shown = pictures.slices[image] - 1
+        assert quarter * QUARTER <= shown < (quarter + 1) * QUARTER
+        assert f"slice {shown + 1} of {SIZE[0]}" in pictures.captions[image]
+        assert page["snapshots"][-1]["slices"][image] == shown
+        assert list(page["images"][image]) == sorted({row["slices"][image] for row in page["snapshots"]})
+        blob = pictures.objects[image].astype(bool)
+        assert 0 < blob.mean() < 0.1
+        # The blob is bright where the mask is, and hottest there.
+        assert pictures.pictures[image][blob].mean() > 2 * pictures.pictures[image][~blob].mean()
+        assert blob[pictures.levels[image] == 3].mean() > 0.9
+    assert len({tuple(row["slices"]) for row in page["snapshots"]}) > 1
+    assert (run.run_dir / "report.html").is_file()
+
+
+def test_a_resumed_run_goes_on_from_its_maps_over_all_axes(tmp_path, run):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    root = tmp_path / "resumed"
+    root.mkdir()
+    fit(root, 2, logger=TensorBoardLogger(root, version="one"))
+    resumed = fit(root, 4, logger=TensorBoardLogger(root, version="two"))
+    assert [s.key for s in resumed.history] == [s.key for s in run.history]
+    assert resumed.history[-1].metrics["drift/reference"] == run.history[-1].metrics["drift/reference"]
+    events = accumulator.EventAccumulator(str(root / "lightning_logs" / "two"), {"images": 0})
+    events.Reload()
+    sheets = [np.asarray(Image.open(BytesIO(i.encoded_image_string))) for i in events.Images("egcam/panels")]
+    assert np.array_equal(sheets[-1], draw(resumed.history[-1], resumed.history.probe).sheet())

@@ -16,10 +16,13 @@ class Run {
     this.index = index;
     const cells = new Int8Array(decodeBytes(data.maps).buffer);
     let offset = 0;
+    const next = (size) => this.images.map(() => cells.subarray(offset, (offset += size)));
     for (const snapshot of this.snapshots) {
       const size = snapshot.grid[0] * snapshot.grid[1];
-      snapshot.cells = this.images.map((_, i) => cells.subarray(offset + i * size, offset + (i + 1) * size));
-      offset += this.images.length * size;
+      snapshot.cells = next(size);
+      // Of volumes what is positive comes by itself: at a slice between two planes it is more than what is left of both.
+      snapshot.positive = snapshot.slices ? next(size) : snapshot.cells.map((map) => map.map((cell) => Math.max(0, cell)));
+      snapshot.positiveScale ??= snapshot.scale;
     }
     // The largest magnitude of an image over the run, and of its positive part: what 'one scale over time' divides by.
     this.largest = { positive: [], signed: [] };
@@ -34,6 +37,16 @@ class Run {
     return this.snapshots[this.at[position]] ?? null;
   }
 
+  /** Of what there is a slice (pictures, outlines), the slice on which a snapshot shows an image. */
+  sliceOf(stack, snapshot, i) {
+    return stack[i][snapshot?.slices?.[i]] ?? Object.values(stack[i])[0];
+  }
+
+  /** '5 of 16', or null for images. */
+  sliceName(snapshot, i) {
+    return snapshot.slices ? `${snapshot.slices[i] + 1} of ${this.depth}` : null;
+  }
+
   className(index) {
     return index < 0 ? "–" : (this.classes[index] ?? String(index));
   }
@@ -46,9 +59,9 @@ class Run {
   /** Mean of the positive parts, each by its own maximum. */
   meanMap(snapshot) {
     const mean = new Float32Array(snapshot.grid[0] * snapshot.grid[1]);
-    for (const cells of snapshot.cells) {
+    for (const cells of snapshot.positive) {
       const top = Math.max(1, ...cells);
-      for (let k = 0; k < mean.length; k++) mean[k] += Math.max(0, cells[k]) / top / snapshot.cells.length;
+      for (let k = 0; k < mean.length; k++) mean[k] += cells[k] / top / snapshot.positive.length;
     }
     return mean;
   }
@@ -56,9 +69,7 @@ class Run {
 
 /** The largest positive value of one map, in units of the score. */
 function peak(snapshot, i) {
-  let top = 0;
-  for (const cell of snapshot.cells[i]) if (cell > top) top = cell;
-  return (top / 127) * snapshot.scale[i];
+  return (Math.max(...snapshot.positive[i]) / 127) * snapshot.positiveScale[i];
 }
 
 /** 256 colours with opacity: strong values cover the picture, weak ones let it through; near 1 all cover. */
@@ -90,7 +101,7 @@ function axis(cells, pixels) {
 const scratch = document.createElement("canvas");
 const axes = new Map();
 
-/** Draw cells (rows x columns) over what stands in a rectangle of `context`; a cell of `full` gets the full colour. */
+/** Draw cells (rows x columns; none negative unless `signed`) over what stands in a rectangle of `context`; a cell of `full` gets the full colour. */
 function drawMap(context, x, y, width, height, cells, grid, full, table, signed) {
   if (!(full > 0)) return;
   // Half the pixels suffice: between neighbours the map is linear anyway.
@@ -100,14 +111,13 @@ function drawMap(context, x, y, width, height, cells, grid, full, table, signed)
   const [across, down] = axes.get(key);
   const image = new ImageData(columns, lines);
   const pixels = new Uint32Array(image.data.buffer);
-  const values = signed ? cells : Array.from(cells, (c) => (c > 0 ? c : 0));
   const gain = (signed ? 127.5 : 255) / full, zero = signed ? 127.5 : 0;
   for (let row = 0, p = 0; row < lines; row++) {
     const above = down.low[row] * grid[1], below = down.high[row] * grid[1], v = down.weight[row];
     for (let column = 0; column < columns; column++, p++) {
       const left = across.low[column], right = across.high[column], u = across.weight[column];
-      const top = values[above + left] * (1 - u) + values[above + right] * u;
-      const bottom = values[below + left] * (1 - u) + values[below + right] * u;
+      const top = cells[above + left] * (1 - u) + cells[above + right] * u;
+      const bottom = cells[below + left] * (1 - u) + cells[below + right] * u;
       const value = Math.round(zero + gain * (top * (1 - v) + bottom * v));
       pixels[p] = table[value < 0 ? 0 : value > 255 ? 255 : value];
     }

@@ -25,8 +25,9 @@ async function start() {
   };
   await Promise.all(view.runs.map(async (run) => {
     const load = (uri) => { const image = new Image(); image.src = uri; return image.decode().then(() => image); };
-    run.pictures = await Promise.all(run.images.map(load));
-    run.outlines = run.masks && (await Promise.all(run.masks.map(load)));
+    const loadSlices = async (slices) => Object.fromEntries(await Promise.all(Object.entries(slices).map(async ([k, uri]) => [k, await load(uri)])));
+    run.pictures = await Promise.all(run.images.map(loadSlices));
+    run.outlines = run.masks && (await Promise.all(run.masks.map(loadSlices)));
     run.meanPicture = await load(run.mean);
   }));
 

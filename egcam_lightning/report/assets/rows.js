@@ -50,18 +50,20 @@ class Row {
     this.drawDetail();
   }
 
-  /** The picture with the map of one snapshot over it, into a rectangle of a context. */
+  /** The picture (of a volume the snapshot's slice) with the map of one snapshot over it, into a rectangle of a context. */
   paint(context, run, snapshot, x, y, width, height, bare = false) {
     const { view, index: i } = this;
-    drawPicture(context, run.pictures[i], x, y, width, height);
+    drawPicture(context, run.sliceOf(run.pictures, snapshot, i), x, y, width, height);
     if (snapshot && !bare) {
+      const signed = view.mode === "signed";
+      const [cells, scale] = signed ? [snapshot.cells[i], snapshot.scale[i]] : [snapshot.positive[i], snapshot.positiveScale[i]];
       // Cells are in 127ths of the map's own magnitude.
-      const full = (127 * this.fullColour(run, snapshot)) / snapshot.scale[i];
-      drawMap(context, x, y, width, height, snapshot.cells[i], snapshot.grid, full, view.table, view.mode === "signed");
+      const full = (127 * this.fullColour(run, snapshot)) / scale;
+      drawMap(context, x, y, width, height, cells, snapshot.grid, full, view.table, signed);
     }
     if (view.outline && run.outlines) {
       context.imageSmoothingEnabled = true;
-      context.drawImage(run.outlines[i], x, y, width, height);
+      context.drawImage(run.sliceOf(run.outlines, snapshot, i), x, y, width, height);
     }
   }
 
@@ -87,7 +89,8 @@ class Row {
     if (!snapshot) return `Image ${this.index}: no snapshot of ${run.name} yet`;
     const i = this.index, right = run.isRight(snapshot, i);
     return `Image ${i}: what speaks for ${run.className(snapshot.target[i])}; predicted `
-      + run.className(snapshot.prediction[i]) + (right === null ? "" : right ? ", right" : ", wrong");
+      + run.className(snapshot.prediction[i]) + (right === null ? "" : right ? ", right" : ", wrong")
+      + (snapshot.slices ? `; slice ${run.sliceName(snapshot, i)}` : "");
   }
 
   drawFacts({ run, facts }) {
@@ -111,6 +114,7 @@ class Row {
       entry("score", "score", snapshot.score[i]),
       entry("drift", "drift", drift, " ", moved ? element("span", { class: "significant", title: `Beyond its noise floor of ${format(snapshot.floor[i])}` }, "● moved") : ""),
     ];
+    if (snapshot.slices) entries.push(entry("slice", "slice", run.sliceName(snapshot, i)));
     if (peak(snapshot, i) === 0) entries.push(entry("map", "empty", "nothing positive"));
     if (this.view.runs.length > 1 && snapshot.position !== this.view.position) {
       entries.push(entry("shown", "stale", `epoch ${snapshot.epoch}`));
