@@ -23,8 +23,8 @@ def select_output(output: Any, key: str | int | None = None) -> Any:
 
     Args:
         output: a tensor, mapping, tuple, list, or an object with attributes (a dataclass, a Hugging Face output).
-        key: the key, attribute or position; ``None``: a tensor itself, else the usual names, else the first of a
-            tuple.
+        key: the key, attribute or position, with dots to lead deeper (``"heads.colour"``); ``None``: a tensor itself,
+            else the usual names, else the first of a tuple.
 
     Returns:
         What was found, a tensor unless the key leads elsewhere.
@@ -40,7 +40,10 @@ def select_output(output: Any, key: str | int | None = None) -> Any:
             return output[key]
         if isinstance(key, str) and hasattr(output, key):
             return getattr(output, key)
-        raise ValueError(f"The model's output has no {key!r}; it is {describe(output)}. Pass another `output_key`.")
+        if isinstance(key, str) and "." in key:
+            outer, inner = key.split(".", 1)
+            return select_output(select_output(output, _step(outer)), _step(inner))
+        raise ValueError(f"The model's output has no {key!r}; it is {describe(output)}. {_choose(output)}")
     if isinstance(output, Tensor):
         return output
     for name in _OUTPUT_KEYS:
@@ -55,7 +58,29 @@ def select_output(output: Any, key: str | int | None = None) -> Any:
         tensors = [value for value in output.values() if isinstance(value, Tensor)]
         if len(tensors) == 1:
             return tensors[0]
-    raise ValueError(f"No logits found in the model's output, which is {describe(output)}. Pass `output_key`.")
+    raise ValueError(f"No logits found in the model's output, which is {describe(output)}. {_choose(output)}")
+
+
+def _step(part: str) -> str | int:
+    return int(part) if part.removeprefix("-").isdecimal() else part
+
+
+def _choose(output: Any) -> str:
+    """What to write where the logits have to be chosen from an output."""
+    items: Any = _fields(output).items()
+    if isinstance(output, Mapping):
+        items = output.items()
+    elif isinstance(output, (tuple, list)):
+        items = enumerate(output)
+    for key, value in items:
+        if isinstance(value, Tensor):
+            return f"Pass `output_key` to choose a part of it, such as output_key={key!r}."
+    return "Pass `output_key` where it holds the logits, or a `forward_fn` that returns them."
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """The tensors among the attributes of an object that is no tensor or container."""
+    return {name: field for name, field in getattr(value, "__dict__", {}).items() if isinstance(field, Tensor)}
 
 
 def describe(value: Any) -> str:
@@ -66,7 +91,8 @@ def describe(value: Any) -> str:
         return f"a {type(value).__name__} with keys {list(value)}"
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of ({', '.join(describe(v) for v in value)})"
-    return f"a {type(value).__name__}"
+    fields = list(_fields(value))
+    return f"a {type(value).__name__}" + (f" with the fields {fields}" if fields else "")
 
 
 def num_classes(output: Tensor) -> int:
@@ -90,7 +116,12 @@ class OutputScore:
     Args:
         function: from (output, target) to ``(B,)``.
 
+    Attributes:
+        takes_labels: whether the label of an image may be its target.
+
     """
+
+    takes_labels = True
 
     def __init__(self, function: Score) -> None:
         self._function = function
@@ -117,6 +148,18 @@ class OutputScore:
         """``(B,)`` int64: what the model predicts, -1 where that cannot be said."""
         return torch.full((len(output),), -1, device=output.device)
 
+    def runner_up(self, output: Tensor, labels: Tensor) -> Tensor:
+        """``(B,)`` int64: the class other than the label that the model prefers.
+
+        Raises:
+            ValueError: where the score is not of classes.
+
+        """
+        raise ValueError(
+            "Expected a score of classes for `target='runner_up'`, such as score='logit': what is explained here has "
+            "no wrong class. Pass a class or a column as `target`, or a callable from (output, labels)."
+        )
+
     @property
     def shown(self) -> OutputScore:
         """The score that insertion and deletion follow: a probability, where there is one."""
@@ -134,6 +177,12 @@ class LogitScore(OutputScore):
         """The class with the largest logit."""
         return predicted_class(output)
 
+    def runner_up(self, output: Tensor, labels: Tensor) -> Tensor:
+        """The wrong class with the largest logit."""
+        if _is_binary(output):
+            return 1 - labels
+        return output.float().scatter(1, labels[:, None], -torch.inf).argmax(1)
+
     @property
     def shown(self) -> OutputScore:
         """The target's probability."""
@@ -141,19 +190,19 @@ class LogitScore(OutputScore):
 
 
 class ValueScore(OutputScore):
-    """A score that is the output itself, as in regression: ``(B,)``, or column ``target`` of ``(B, values)``."""
+    """A score that is the output itself, as in regression: ``(B,)``, or column ``target`` of ``(B, values)``.
+
+    Labels are values too, and choose no column.
+    """
+
+    takes_labels = False
 
     def __init__(self) -> None:
         super().__init__(_value)
 
     def check(self, output: Any, target: Tensor | None) -> None:
         """Raise unless the output is ``(B,)`` or ``(B, values)``, and every target is one of its columns."""
-        if not (isinstance(output, Tensor) and _is_binary(output)):
-            check_logits(output, target)
-
-    def predict(self, output: Tensor) -> Tensor:
-        """Column 0: a value has no class."""
-        return torch.zeros(len(output), dtype=torch.int64, device=output.device)
+        check_logits(output, None if isinstance(output, Tensor) and _is_binary(output) else target)
 
 
 class RegionScore(OutputScore):
@@ -178,6 +227,12 @@ class RegionScore(OutputScore):
                 f"Expected the model's output to be (images, classes, *size) for a region's score, but it is "
                 f"{describe(output)}. Pass `output_key` to choose a part of it, or score='logit' for one logit a class."
             )
+        if self._mask is not None and self._mask.shape[1:] != output.shape[2:]:
+            raise ValueError(
+                f"Expected the mask of a region's score to be (images, *size), with the size of the model's output, "
+                f"{tuple(output.shape[2:])}, but its shape is {tuple(self._mask.shape)}. Resize it, as with "
+                "torch.nn.functional.interpolate."
+            )
         check_logits(output.flatten(2).mean(2), target)
 
     def predict(self, output: Tensor) -> Tensor:
@@ -200,7 +255,12 @@ class RegionScore(OutputScore):
 
     def _region(self, output: Tensor, target: Tensor) -> Tensor:
         if self._mask is not None:
-            return self._mask.to(output.device) != 0
+            if len(self._mask) not in (1, len(output)):
+                raise ValueError(
+                    f"Expected the mask of a region's score to have a row for each of {len(output)} images, or one for "
+                    f"all, but it has {len(self._mask)}."
+                )
+            return (self._mask.to(output.device) != 0).expand(len(output), *self._mask.shape[1:])
         region = output.argmax(1) == target.view(-1, *[1] * (output.ndim - 2))
         nowhere = ~region.flatten(1).any(1)
         return region | nowhere.view(-1, *[1] * (output.ndim - 2))
@@ -251,23 +311,27 @@ def check_rows(output: Any, count: int) -> None:
 def check_logits(output: Any, target: Tensor | None) -> None:
     """Raise unless ``output`` is ``(B, classes)``, or one logit an image, and every target is one of the classes."""
     if not isinstance(output, Tensor) or not (output.ndim == 2 or _is_binary(output)):
+        dense = isinstance(output, Tensor) and output.ndim > 3
         raise ValueError(
             f"Expected the model's output to be logits of shape (images, classes), but it is {describe(output)}. "
-            "Pass `output_key` to choose a part of it, or a callable `score` from (output, target) to one number an "
-            "image."
+            + ("Pass score='region' for those of a segmentation, " if dense else "Pass ")
+            + "`output_key` to choose a part of it, or a callable `score` from (output, target) to one number an image."
         )
     if target is not None and target.ndim == 2:
-        if target.shape != output.shape or not bool((target != 0).any(1).all()):
+        empty = int((target == 0).all(1).sum())
+        if target.shape != output.shape or empty:
             raise ValueError(
                 f"Expected sets of classes as bool of the output's shape {tuple(output.shape)}, none of them empty, "
-                f"but got {tuple(target.shape)}."
+                f"but got {tuple(target.shape)}" + (f" and {empty} empty ones." if empty else ".")
             )
     elif target is not None and target.numel():
         low, high = int(target.min()), int(target.max())
         if low < 0 or high >= num_classes(output):
             raise ValueError(
                 f"Expected targets between 0 and {num_classes(output) - 1}, the classes of the model's output of shape "
-                f"{tuple(output.shape)}, but got {low if low < 0 else high}."
+                f"{tuple(output.shape)}, but got {low if low < 0 else high}. Pass `target`, a class for all or "
+                "'predicted', where the labels are none of these; `output_key` where the logits are in another part of "
+                "the output; or score='value' for a regression."
             )
 
 
@@ -320,7 +384,10 @@ def check_score(score: Any, count: int) -> Tensor:
     """``(count,)`` float32: the scores, if they are one number an image."""
     if not isinstance(score, Tensor) or score.shape != (count,):
         seen = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-        raise ValueError(f"Expected `score` to return one number an image, {(count,)}, but got {seen}.")
+        raise ValueError(
+            f"Expected `score` to return one number an image, {(count,)}, but got {seen}. Write one that reduces the "
+            "rest, such as `lambda output, target: output.flatten(1).mean(1)`."
+        )
     return score.float()
 
 
