@@ -266,7 +266,8 @@ class BaselineReservoir:
             return
         self._resized = True
         warnings.warn(
-            f"baselines of size {tuple(size)} are interpolated to the first one's, {tuple(self._storage.shape[2:])}.",
+            f"Training images come in several sizes: baselines of size {tuple(size)} are resized to the first one's, "
+            f"{tuple(self._storage.shape[2:])}.",
             stacklevel=4,
         )
 

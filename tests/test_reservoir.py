@@ -291,7 +291,7 @@ def test_images_of_another_size_are_interpolated_and_said_once(dtype: torch.dtyp
 def test_volumes_are_kept_too() -> None:
     reservoir = BaselineReservoir(2)
     reservoir.update(torch.ones(1, 1, 2, 3, 4))
-    with pytest.warns(UserWarning, match="interpolated"):
+    with pytest.warns(UserWarning, match="several sizes"):
         reservoir.update(torch.ones(1, 1, 4, 3, 4))
     assert torch.equal(reservoir.images, torch.ones(2, 1, 2, 3, 4))
 
@@ -346,7 +346,7 @@ def test_bad_input_says_what_was_seen_and_what_to_write() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:.*interpolated")
+@pytest.mark.filterwarnings("ignore:.*several sizes")
 def test_nothing_waits_for_the_gpu_and_rows_stay_there() -> None:
     images = torch.rand(64, 3, 32, 32, device="cuda")
     small = images[:, :, ::2, ::2].contiguous()
