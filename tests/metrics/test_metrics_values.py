@@ -115,7 +115,7 @@ class TestInfidelity:
         for value in values[1:]:
             torch.testing.assert_close(value, values[0], rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.parametrize("size", [(16, 16), (9, 30), (224, 224), (6, 7, 8), (1, 1)])
+    @pytest.mark.parametrize("size", [(16, 16), (9, 30), (224, 224), (1, 1)])
     def test_blocks_are_square_inside_and_reach_the_corners(self, size):
         blocks = random_blocks(size, 512, seed=1)
         for axis in range(len(size)):

@@ -127,13 +127,23 @@ def spread(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return maps
 
 
+def lengths(size: tuple[int, ...]) -> tuple[int, ...]:
+    """What a share of an image is a share of along each axis of ``size``: its shorter side.
+
+    Along the depth of a volume it is the depth: slices are not as far apart as pixels, and a clip of few frames would
+    be blurred by hardly a pixel.
+    """
+    return (*size[:-2], *[min(size[-2:])] * 2)
+
+
 @full_precision
 def blurred(images: Tensor, sigma: float | None = None) -> Tensor:
     """Blur images so far that what a block of them shows is gone, and their mean colour stays.
 
     Args:
         images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``.
-        sigma: standard deviation of the Gaussian in pixels; ``None`` for a tenth of the shortest side.
+        sigma: standard deviation of the Gaussian in pixels; ``None`` for a tenth of the shorter side, and of the depth
+            along it.
 
     Returns:
         ``(B, C, H, W)`` float32, blurred along every spatial dimension, cut at 3 sigma, reflected at the borders.
@@ -147,14 +157,14 @@ def blurred(images: Tensor, sigma: float | None = None) -> Tensor:
     """
     from torchvision.transforms.functional import gaussian_blur
 
-    sigma = min(images.shape[2:]) / 10 if sigma is None else sigma
     out = images.float()
     # One dimension after another: the same result as one large kernel for a fraction of the cost.
-    for axis in range(2, out.ndim):
-        radius = min(math.ceil(3 * sigma), out.shape[axis] - 1)
+    for axis, length in enumerate(lengths(tuple(images.shape[2:])), start=2):
+        width = length / 10 if sigma is None else sigma
+        radius = min(math.ceil(3 * width), out.shape[axis] - 1)
         lines = out.movedim(axis, -1)
         flat = lines.flatten(2, -2)
-        out = gaussian_blur(flat, [2 * radius + 1, 1], [sigma, sigma]).view_as(lines).movedim(-1, axis)
+        out = gaussian_blur(flat, [2 * radius + 1, 1], [width, width]).view_as(lines).movedim(-1, axis)
     return out
 
 

@@ -9,17 +9,19 @@ from egcam_lightning.metrics.functional._maps import (
     check_images,
     check_replacement,
     full_precision,
+    lengths,
     spread,
     where_finite,
 )
 from egcam_lightning.metrics.functional._protocol import ScoreFunction, over_points
 
-# The side of a block, as a share of the image's shorter side: from a detail to most of an object.
+# The side of a block, as a share of the image's shorter side (and of a volume's depth): from a detail to most of an
+# object.
 _SIDES = (1 / 8, 1 / 2)
 
 
 def random_blocks(size: tuple[int, ...], num_blocks: int, seed: int) -> Tensor:
-    """Draw square blocks of random places and sizes, as masks.
+    """Draw square blocks of random places and sizes, as masks; in volumes they fill the same share of the depth.
 
     Places and sizes come from a scrambled Sobol sequence: each block is uniform, and together they cover the image
     more evenly than independent ones would. They depend on the seed alone, so every image, batch and rank gets the
@@ -40,10 +42,10 @@ def random_blocks(size: tuple[int, ...], num_blocks: int, seed: int) -> Tensor:
     """
     engine = torch.quasirandom.SobolEngine(len(size) + 1, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
     draws = engine.draw(num_blocks).double()
-    low, high = (side * min(size) for side in _SIDES)
-    side = (low + (high - low) * draws[:, 0]).round().clamp(min=1)
+    share = _SIDES[0] + (_SIDES[1] - _SIDES[0]) * draws[:, 0]
     blocks = torch.ones(num_blocks, *size, dtype=torch.bool)
-    for axis, length in enumerate(size):
+    for axis, (length, whole) in enumerate(zip(size, lengths(size), strict=True)):
+        side = (share * whole).round().clamp(min=1)
         # The centre is uniform over the image and the block is then pushed inside: the border is covered too.
         start = (draws[:, axis + 1] * length - side / 2).round().clamp(min=0).minimum(length - side)
         place = torch.arange(length)
