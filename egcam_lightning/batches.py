@@ -21,7 +21,8 @@ def find_images(batch: Any, key: Key | None = None) -> Path:
     """Find the images in a batch.
 
     Args:
-        batch: a tensor, or tensors in tuples, lists, mappings and dataclasses, nested as you like.
+        batch: a tensor, or tensors in tuples, lists, mappings and dataclasses, nested as you like. A list of images
+            ``(C, H, W)`` of one size will do where it has a name.
         key: key, attribute or position of the images; dots lead deeper (``"views.0"``). ``None``: the usual names
             first, else the first tensor that looks like images.
 
@@ -38,38 +39,62 @@ def find_images(batch: Any, key: Key | None = None) -> Path:
 
     """
     if key is not None:
-        path = _parse(key)
+        path = _parse(batch, key)
         found = _try_get(batch, path)
         if not _is_image(found):
             raise ValueError(
-                f"Expected images of shape (batch, channels, height, width) under `input_key={key!r}`, but found "
-                f"{_describe(found)}. The batch holds {contents(batch)}."
+                f"Expected images of shape (batch, channels, height, width), floating or uint8, under "
+                f"`input_key={key!r}`, but found {_describe(found)}. The batch holds {contents(batch)}. Write the key, "
+                f"attribute or position that leads to the images, with dots to lead deeper.{_hint(found)}"
             )
         return path
-    leaves = [(path, leaf) for path, leaf in _leaves(batch) if _is_image(leaf)]
-    for name in IMAGE_KEYS:
-        for path, _ in leaves:
-            if path and path[-1] == name:
-                return path
-    if not leaves:
+    paths = [path for path, leaf in _leaves(batch) if _is_image(leaf)]
+    if not paths:
         raise ValueError(
-            "Found no images in the batch: no tensor of shape (batch, channels, height, width). It holds "
-            f"{contents(batch)}. Pass `input_key`, or `probe` with a batch of your own."
+            "Found no images in the batch: no tensor of shape (batch, channels, height, width), floating or uint8. It "
+            f"holds {contents(batch)}.{_hint(*(leaf for _, leaf in _leaves(batch)))} Have the data set or its "
+            "`collate_fn` make such a tensor, or explain a batch of your own: `probe=batch`."
         )
-    return leaves[0][0]
+    return _by_name(paths, IMAGE_KEYS) or paths[0]
 
 
-def find_labels(batch: Any, images: Path) -> Path | None:
-    """Find the labels that belong to the images at ``images``: integers, one an image, or ``None``."""
+def find_labels(batch: Any, images: Path, others: Sequence[Path] = ()) -> Path | None:
+    """Find the labels that belong to the images at ``images``: one an image, or ``None``.
+
+    Labels are integers, or the zeros and ones in floating point that a binary loss takes. What lies at ``others``, the
+    model's other inputs, is none.
+    """
     count = len(get(batch, images))
-    leaves = [(path, leaf) for path, leaf in _leaves(batch) if path != images and _is_label(leaf, count)]
-    for name in LABEL_KEYS:
-        for path, _ in leaves:
-            if path and path[-1] == name:
-                return path
+    leaves = [(path, leaf) for path, leaf in _leaves(batch) if path not in (images, *others)]
+    found = _by_name([path for path, leaf in leaves if _is_label(leaf, count)], LABEL_KEYS)
+    if found is not None:
+        return found
     # In a mapping any other vector of integers (an index, a length) may be anything: take none by guess.
-    positional = [path for path, _ in leaves if path and all(isinstance(step, int) for step in path)]
-    return positional[0] if positional else None
+    positional = [(p, v) for p, v in leaves if isinstance(v, Tensor) and p and all(isinstance(step, int) for step in p)]
+    for place, (path, leaf) in enumerate(positional):
+        # Zeros and ones in floating point may be weights, unless they come first.
+        if _is_label(leaf, count) and (place == 0 or not leaf.is_floating_point()):
+            return path
+    return None
+
+
+def find_others(batch: Any, images: Path, keys: Sequence[Key]) -> tuple[Path, ...]:
+    """Find the model's other inputs under ``keys``: tensors with a row an image.
+
+    Raises:
+        ValueError: where what is there is none.
+
+    """
+    count = len(get(batch, images))
+    for key in keys:
+        found = _try_get(batch, _parse(batch, key))
+        if not isinstance(found, Tensor) or found.shape[:1] != torch.Size([count]):
+            raise ValueError(
+                f"Expected a tensor with {count} rows, one an image, under {key!r} of `additional_keys`, but found "
+                f"{_describe(found)}. The batch holds {contents(batch)}. Give what is the same for all images to the "
+                "model in `forward_fn`."
+            )
+    return tuple(_parse(batch, key) for key in keys)
 
 
 def find_masks(batch: Any, images: Path, key: Key) -> Path:
@@ -79,7 +104,7 @@ def find_masks(batch: Any, images: Path, key: Key) -> Path:
         ValueError: where what is there has another shape.
 
     """
-    path, size = _parse(key), get(batch, images).shape
+    path, size = _parse(batch, key), get(batch, images).shape
     found = _try_get(batch, path)
     if not isinstance(found, Tensor) or found.shape not in (
         torch.Size([size[0], *size[2:]]),
@@ -87,35 +112,16 @@ def find_masks(batch: Any, images: Path, key: Key) -> Path:
     ):
         raise ValueError(
             f"Expected masks of shape {(size[0], *size[2:])} under `masks_key={key!r}`, but found {_describe(found)}. "
-            f"The batch holds {contents(batch)}."
+            f"The batch holds {contents(batch)}. Write the key or position of masks of the images' size, or None."
         )
     return path
 
 
 def get(batch: Any, path: Path) -> Any:
-    """What lies at the end of ``path``."""
+    """What lies at the end of ``path``; a list of images as one tensor."""
     for step in path:
         batch = getattr(batch, str(step)) if dataclasses.is_dataclass(batch) else batch[step]
-    return batch
-
-
-def put(batch: Any, path: Path, value: Any) -> Any:
-    """A copy of ``batch`` with ``value`` at the end of ``path``; the batch itself stays as it is."""
-    if not path:
-        return value
-    step, rest = path[0], path[1:]
-    inner = put(get(batch, (step,)), rest, value)
-    if isinstance(batch, Mapping):
-        changed = {**batch, step: inner}
-        try:
-            return type(batch)(changed)  # type: ignore[call-arg]
-        except TypeError:
-            return changed
-    if isinstance(batch, Sequence):
-        position = range(len(batch))[int(step)]
-        values = [inner if i == position else item for i, item in enumerate(batch)]
-        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)  # type: ignore[call-arg]
-    return dataclasses.replace(batch, **{str(step): inner})
+    return torch.stack(list(batch)) if _is_list_of_images(batch) else batch
 
 
 def take(batch: Any, count: int, size: int) -> Any:
@@ -142,8 +148,8 @@ def take(batch: Any, count: int, size: int) -> Any:
     return batch
 
 
-def _parse(key: Key) -> Path:
-    if isinstance(key, int):
+def _parse(batch: Any, key: Key) -> Path:
+    if isinstance(key, int) or (isinstance(batch, Mapping) and key in batch):  # WebDataset's keys have dots in them
         return (key,)
     return tuple(int(part) if part.lstrip("-").isdigit() else part for part in key.split("."))
 
@@ -160,7 +166,7 @@ def _leaves(batch: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         items: Any = batch.items()
     elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         items = ((field.name, getattr(batch, field.name)) for field in dataclasses.fields(batch))
-    elif isinstance(batch, (list, tuple)):
+    elif isinstance(batch, (list, tuple)) and not (path and isinstance(path[-1], str) and _is_list_of_images(batch)):
         items = enumerate(batch)
     else:
         yield path, batch
@@ -169,23 +175,52 @@ def _leaves(batch: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield from _leaves(value, (*path, step))
 
 
+def _by_name(paths: Sequence[Path], names: Sequence[str]) -> Path | None:
+    """The path that ends in the first of the names; a list under a name has that name."""
+    for name in names:
+        for path in paths:
+            if next((step for step in reversed(path) if isinstance(step, str)), None) == name:
+                return path
+    return None
+
+
 def _is_image(value: Any) -> bool:
-    return (
+    return _is_list_of_images(value) or (
         isinstance(value, Tensor) and value.ndim in (4, 5) and (value.is_floating_point() or value.dtype == torch.uint8)
     )
 
 
-def _is_label(value: Any, count: int) -> bool:
+def _is_list_of_images(value: Any) -> bool:
+    """Whether a value is a list of images ``(C, H, W)``, all of one size, as those make who collate with ``list``."""
     return (
-        isinstance(value, Tensor)
-        and value.shape in (torch.Size([count]), torch.Size([count, 1]))
-        and not value.is_floating_point()
-        and not value.is_complex()
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(isinstance(item, Tensor) and item.ndim == 3 and _is_image(item[None]) for item in value)
+        and len({item.shape for item in value}) == 1
     )
+
+
+def _is_label(value: Any, count: int) -> bool:
+    if not isinstance(value, Tensor) or value.is_complex() or value.shape not in ((count,), (count, 1)):
+        return False
+    return not value.is_floating_point() or bool(((value == 0) | (value == 1)).all())
 
 
 def _describe(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _hint(*values: Any) -> str:
+    """What to write where images are there, but not as they are expected."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if any(t.ndim in (4, 5) and not t.is_floating_point() for t in tensors):
+        return " Images of other integers: write `image.float()`, or `image.to(torch.uint8)` where they are bytes."
+    if any(t.ndim == 3 and (t.is_floating_point() or t.dtype == torch.uint8) for t in tensors):
+        return (
+            " Images (height, width) want a dimension for their channels: write `image[None]` in the data set. A list "
+            "of images (channels, height, width) wants one size, and `torch.stack` or an `input_key`."
+        )
+    return ""
 
 
 def contents(batch: Any) -> str:

@@ -23,7 +23,7 @@ from egcam_lightning.probing import check_probe
 from egcam_lightning.record import Record
 from egcam_lightning.schedule import Schedule
 from egcam_lightning.session import Session
-from egcam_lightning.settings import Settings, check_counts
+from egcam_lightning.settings import Settings, as_tuple, check_counts
 from egcam_lightning.snapshot import History, ProbeImages
 
 
@@ -56,7 +56,10 @@ class ExpectedGradCAMCallback(Callback):
         std: the standard deviation.
         input_key: key or position of the images in a batch; ``None`` finds the usual ones.
         output_key: key, attribute or position of the logits in the model's output; ``None`` finds the usual ones.
-        forward_fn: ``forward_fn(module, images)`` that calls the model; ``None`` for ``module(images)``.
+        forward_fn: ``forward_fn(module, images, *others)`` that calls the model; ``None`` for
+            ``module(images, *others)``.
+        additional_keys: keys or positions, in a batch, of what the model takes besides the images: tensors with a row
+            an image, which follow the images in this order and are held fixed.
         masks_key: key or position of object masks in a validation batch; they bring the metrics that need them.
         max_overhead: largest share of the fit's time that snapshots may take; past it they are taken less often.
             ``None`` for any.
@@ -109,6 +112,7 @@ class ExpectedGradCAMCallback(Callback):
         input_key: str | int | None = None,
         output_key: str | int | None = None,
         forward_fn: Callable[..., Any] | None = None,
+        additional_keys: Sequence[str | int] = (),
         masks_key: str | int | None = None,
         max_overhead: float | None = 0.05,
         seed: int = 0,
@@ -129,7 +133,10 @@ class ExpectedGradCAMCallback(Callback):
         super().__init__()
         check_counts(optional=True, every_n_epochs=every_n_epochs, every_n_train_steps=every_n_train_steps)
         if (mean is None) != (std is None):
-            raise ValueError("Expected `mean` and `std` together, but got only one of them.")
+            raise ValueError(
+                "Expected `mean` and `std` together, but got only one of them. Write both, such as mean=(0.5,), "
+                "std=(0.5,), or none."
+            )
         explainer: dict[str, Any] = {
             "target_layer": target_layer,
             "perturbation": perturbation,
@@ -146,15 +153,18 @@ class ExpectedGradCAMCallback(Callback):
         self._settings = Settings(
             explainer=explainer,
             target=target,
-            metrics=metrics if isinstance(metrics, str) else tuple(metrics),
+            metrics=metrics if isinstance(metrics, str) else as_tuple("metrics", metrics, "('infidelity',), or ()"),
             num_images=num_images,
             num_baselines=num_baselines,
             baseline_samples=baseline_samples,
             probe=probe,
-            class_names=None if class_names is None else tuple(class_names),
-            normalization=None if mean is None or std is None else (tuple(mean), tuple(std)),
+            class_names=None if class_names is None else as_tuple("class_names", class_names, "('cat', 'dog')"),
+            normalization=None
+            if mean is None or std is None
+            else (as_tuple("mean", mean, "(0.5,)"), as_tuple("std", std, "(0.5,)")),
             input_key=input_key,
             masks_key=masks_key,
+            additional_keys=(additional_keys,) if isinstance(additional_keys, (str, int)) else tuple(additional_keys),
             max_overhead=max_overhead,
             seed=seed,
             save_dir=save_dir,

@@ -135,18 +135,20 @@ class Look:
         self._baselines, self._dtype = baselines, probe.dtype
         rows, own = self.ranks.share(len(probe))
 
-        def explain() -> tuple[Tensor, Explanation, Tensor, Tensor | None]:
-            images = probe.inputs(rows, self.device)
-            with torch.no_grad():
-                output = self.explainer.forward(images)
-            prediction = self.explainer.score.predict(output)
-            target = prediction.clamp(min=0) if probe.targets is None else probe.targets[rows]
-            explanation = self.explainer(images, baselines, target.to(self.device), image_index=rows.tolist())
+        def explain() -> tuple[Tensor, tuple[Tensor, ...], Explanation, Tensor | None]:
+            images, *others = self.inputs(probe, rows)
+            explanation = self.explainer(
+                images,
+                baselines,
+                None if probe.targets is None else probe.targets[rows].to(self.device),
+                additional_forward_args=tuple(others),
+                image_index=rows.tolist(),
+            )
             floor = F.noise_floor(explanation.draws, explanation.baseline_index, seed=self.seed)
-            return images, explanation, prediction, floor
+            return images, tuple(others), explanation, floor
 
         begin = time.perf_counter()
-        images, explanation, prediction, floor = self.ranks.together(explain)
+        images, others, explanation, floor = self.ranks.together(explain)
 
         def whole(share: Tensor) -> Tensor:
             return self.ranks.gather(share.to(self.device), len(probe))
@@ -161,7 +163,7 @@ class Look:
             baselines=generation,
             attribution=maps,
             target=whole(explanation.target),
-            prediction=whole(prediction),
+            prediction=whole(explanation.prediction),
             score=whole(explanation.score),
             baseline_score=whole(explanation.baseline_score),
             completeness_gap=whole(explanation.completeness_gap),
@@ -172,7 +174,7 @@ class Look:
         drift = _drift(snapshot, previous, reference)
         values = {
             **_describe(snapshot),
-            **self._measure(probe, explanation, snapshot, maps, images, own),
+            **self._measure(probe, explanation, snapshot, maps, images, others, own),
             **drift.pop("values"),
             **_change(snapshot, previous),
         }
@@ -181,8 +183,19 @@ class Look:
         # Logging waits for all processes key by key: what the first one measured is what all of them log.
         return replace(snapshot, metrics=self.ranks.first(finite), **drift)
 
+    def inputs(self, probe: Probe, rows: Tensor) -> tuple[Tensor, ...]:
+        """What the model takes of some of the probe: the images ``(len(rows), C, H, W)``, and its other inputs."""
+        return probe.inputs(rows, self.device), *probe.other_inputs(rows, self.device)
+
     def _measure(
-        self, probe: Probe, explanation: Explanation, snapshot: Snapshot, maps: Tensor, images: Tensor, own: int
+        self,
+        probe: Probe,
+        explanation: Explanation,
+        snapshot: Snapshot,
+        maps: Tensor,
+        images: Tensor,
+        others: tuple[Tensor, ...],
+        own: int,
     ) -> dict[str, float | None]:
         """Value of each metric that has one; a metric that fails is left out, and told of, in every process alike."""
         share = {
@@ -213,7 +226,9 @@ class Look:
             if isinstance(metric, (m.RelevanceMass, m.PointingGame)) and probe.masks is None:
                 continue
             arguments = metric._filter_kwargs(**(share if takes_images else everything))
-            bound = self._bind(metric)
+            bound = self._bind(metric, explanation.target, others)
+            if bound and others:
+                arguments["target"] = torch.arange(own, device=self.device)
             try:
                 metric._to_sync = takes_images  # setting `sync_on_compute` has no effect once it is made
                 update = partial(self._update, metric, arguments if own or not takes_images else None)
@@ -238,21 +253,32 @@ class Look:
         if arguments is not None:
             metric.update(**arguments)
 
-    def _bind(self, metric: Metric) -> list[str]:
-        """Give a metric the model, unless the user did, and return the names of what was given."""
+    def _bind(self, metric: Metric, targets: Tensor, others: tuple[Tensor, ...]) -> list[str]:
+        """Give a metric the model, unless the user did, and return the names of what was given.
+
+        A metric repeats and reorders images and targets alike. Where the model takes other inputs, it is given the
+        images' rows for their targets, by which both are found.
+        """
         bound = []
+
+        def found(target: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            return (targets[target], tuple(other[target] for other in others)) if others else (target, ())
+
         if getattr(metric, "score_fn", 0) is None:
             probability = isinstance(metric, (m.InsertionAUC, m.DeletionAUC))
 
             def score(images: Tensor, target: Tensor) -> Tensor:
-                return self.explainer.scores(self._as_inputs(images), target, probability=probability)
+                target, given = found(target)
+                return self.explainer.scores(self._as_inputs(images), target, *given, probability=probability)
 
             metric.score_fn = score
             bound.append("score_fn")
         if getattr(metric, "explain_fn", 0) is None:
 
             def explain(images: Tensor, target: Tensor) -> Tensor:
-                return self.explainer(self._as_inputs(images), self._baselines, target).attribution
+                target, given = found(target)
+                images = self._as_inputs(images)
+                return self.explainer(images, self._baselines, target, additional_forward_args=given).attribution
 
             metric.explain_fn = explain
             bound.append("explain_fn")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from egcam_lightning.batches import Key, find_images, find_labels, find_masks, get, take
+from egcam_lightning.batches import Key, find_images, find_labels, find_masks, find_others, get, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,7 @@ class Probe:
         masks: ``(N, H, W)`` bool, where the object is, or ``None``.
         targets: ``(N,)`` int64, the explained classes; ``None`` as long as they are not settled.
         dtype: the type in which the model takes them.
+        others: the model's other inputs, ``(N, ...)`` each, on the CPU.
 
     """
 
@@ -31,20 +32,30 @@ class Probe:
     masks: Tensor | None = None
     targets: Tensor | None = None
     dtype: torch.dtype = torch.float32
+    others: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
     @classmethod
-    def from_batch(cls, batch: Any, num_images: int, input_key: Key | None, masks_key: Key | None) -> Probe:
+    def from_batch(
+        cls,
+        batch: Any,
+        num_images: int,
+        input_key: Key | None,
+        masks_key: Key | None,
+        additional_keys: Sequence[Key] = (),
+    ) -> Probe:
         """Take the first ``num_images`` of a batch that has been through all transfers.
 
         Raises:
-            ValueError: where the batch has no images, or no masks of their size under ``masks_key``.
+            ValueError: where the batch has no images, no masks of their size under ``masks_key``, or no rows for them
+                under one of ``additional_keys``.
 
         """
         path = find_images(batch, input_key)
-        labels = find_labels(batch, path)
+        others = find_others(batch, path, additional_keys)
+        labels = find_labels(batch, path, others)
         masks = None if masks_key is None else find_masks(batch, path, masks_key)
         size = len(get(batch, path))
 
@@ -59,6 +70,7 @@ class Probe:
             labels=None if label is None else label.reshape(-1).long(),
             masks=None if mask is None else (mask.reshape(len(mask), *images.shape[2:]) != 0),
             dtype=images.dtype,
+            others=tuple(take(get(batch, where), num_images, size).detach().cpu().clone() for where in others),
         )
 
     @property
@@ -68,11 +80,22 @@ class Probe:
         digest.update(self.images.contiguous().view(torch.uint8).numpy().tobytes())
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
+        for other in self.others:
+            digest.update(other.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def inputs(self, rows: Tensor, device: torch.device) -> Tensor:
         """``(len(rows), C, H, W)``: the images as the model takes them."""
         return self.images[rows].to(device, self.dtype)
+
+    def other_inputs(self, rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+        """``(len(rows), ...)`` each: what the model takes besides the images."""
+        return tuple(other[rows].to(device) for other in self.others)
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """The shape of each of the model's inputs, without the images' dimension."""
+        return tuple(tensor.shape[1:] for tensor in (self.images, *self.others))
 
     def with_targets(self, targets: Tensor) -> Probe:
         """The same probe with its explained classes settled."""
@@ -86,12 +109,13 @@ class Probe:
             "masks": self.masks,
             "targets": self.targets,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "others": self.others,
         }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Probe:
         """The probe that :meth:`state_dict` was taken of."""
-        fields = {name: state[name] for name in ("images", "labels", "masks", "targets")}
+        fields = {name: state[name] for name in ("images", "labels", "masks", "targets", "others")}
         return cls(**fields, dtype=getattr(torch, state["dtype"]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -10,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from egcam_lightning.batches import Key, contents, find_images, find_labels, get
 from egcam_lightning.data import (
+    NotOneBatch,
     balanced_indices,
     batches_itself,
     class_names_of,
@@ -37,6 +39,7 @@ def build_probe(
     num_images: int,
     input_key: Key | None,
     masks_key: Key | None,
+    additional_keys: Sequence[Key],
     faults: Faults,
 ) -> Probe | None:
     """Build the probe: the user's batch or choice, else evenly spaced validation images, else training images.
@@ -48,6 +51,7 @@ def build_probe(
         num_images: how many images to take, unless ``given`` says which.
         input_key: where the images are in a batch.
         masks_key: where the masks are.
+        additional_keys: where the model's other inputs are.
         faults: where a failure to read goes that the user's own choice is not the cause of.
 
     Returns:
@@ -58,7 +62,7 @@ def build_probe(
             had: an index out of range, data without an index, or without labels to balance.
 
     """
-    keys = input_key, masks_key
+    keys = input_key, masks_key, additional_keys
     chosen = isinstance(given, str) or _as_indices(given) is not None
     if given is not None and not chosen:
         batch = to_model(trainer, pl_module, given, validating=True)
@@ -72,11 +76,24 @@ def build_probe(
         loader = trainer.train_dataloader
     if chosen:  # what was asked for and cannot be had is an error
         indices = _chosen_indices(loader, given, num_images, input_key)
-        batch = to_model(trainer, pl_module, collate(loader, indices), validating=True)
+        try:
+            samples = collate(loader, indices)
+        except NotOneBatch as error:
+            raise ValueError(
+                f"{error} Pass indices of images of one size as `probe`, such as probe=[{indices[0]}], or a batch."
+            ) from error
+        batch = to_model(trainer, pl_module, samples, validating=True)
         return Probe.from_batch(batch, len(indices), *keys)
 
     def read() -> tuple[Any, list[int]] | None:
-        found = evenly_spaced_batch(loader, num_images)
+        try:
+            found = evenly_spaced_batch(loader, num_images)
+        except NotOneBatch as error:
+            faults.warn(
+                f"{error} The images of the first validation batch are explained instead. Pass indices of images of "
+                "one size as `probe` to choose others."
+            )
+            return None
         return None if found is None else (to_model(trainer, pl_module, found[0], validating=True), found[1])
 
     found = faults.guard("reading images to explain", read)
@@ -95,16 +112,21 @@ def check_probe(given: Any) -> None:
     """Raise for a choice of images that no data can meet.
 
     Raises:
-        ValueError: for a name other than ``"balanced"``, and no or negative indices.
+        ValueError: for a name other than ``"balanced"``, a single index, and no or negative indices.
 
     """
+    if isinstance(given, int):
+        raise ValueError(f"Expected `probe` to hold several indices, or a batch, but got {given!r}. Write [{given}].")
     if isinstance(given, str) and given != "balanced":
         raise ValueError(
             f"Expected `probe` to be 'balanced', indices of the validation data, or a batch, but got {given!r}."
         )
     indices = _as_indices(given)
     if indices is not None and (not indices or min(indices) < 0):
-        raise ValueError(f"Expected `probe` to hold indices of the validation data, 0 and above, but got {given!r}.")
+        raise ValueError(
+            f"Expected `probe` to hold indices of the validation data, 0 and above, but got {given!r}. Write such as "
+            "probe=[3, 17, 42], or None for evenly spaced ones."
+        )
 
 
 def _as_indices(given: Any) -> list[int] | None:
@@ -165,8 +187,14 @@ def probe_images(
         getattr(trainer, "datamodule", None),
         pl_module,
     ]
+    channels = probe.images.shape[1]
+    if normalization is not None and {len(numbers) for numbers in normalization} - {1, channels}:
+        raise ValueError(
+            f"Expected `mean` and `std` to have {channels} numbers, one a channel, or one for all, but got "
+            f"{' and '.join(str(len(numbers)) for numbers in normalization)}."
+        )
     mean, std = normalization or normalization_of(*sources, images=probe.images) or (None, None)
-    if mean is not None and len(mean) not in (1, probe.images.shape[1]):
+    if mean is not None and std is not None and {len(mean), len(std)} - {1, channels}:
         mean, std = None, None
     images, restored = to_display(probe.images, mean, std)
     masks, size = probe.masks, images.shape[1:-1]

@@ -49,10 +49,11 @@ class Record:
         if kept is None:
             self.probe = probe
             return
-        if kept.images.shape[1:] != probe.images.shape[1:]:
+        if kept.shapes != probe.shapes:
+            before, now = (" and ".join(str(tuple(shape)) for shape in one.shapes) for one in (kept, probe))
             rank_zero_warn(
-                f"The checkpoint's explanations are of images of shape {tuple(kept.images.shape[1:])}, and the model's "
-                f"are of shape {tuple(probe.images.shape[1:])}. The history starts afresh; training is not affected."
+                f"The checkpoint's explanations are of images of shape {before}, and the model's are of shape {now}. "
+                "The history starts afresh; training is not affected."
             )
             self.probe = probe
             self.history = History(self.history.probe, (), self.history.prefix)
@@ -63,7 +64,9 @@ class Record:
                 f"The validation data have changed: the first images are not those of the checkpoint (fingerprint "
                 f"{probe.fingerprint}, expected {kept.fingerprint}). The checkpoint's images are explained on."
             )
-        self.probe = replace(kept, dtype=probe.dtype)  # the precision may have changed
+        # The precision may have changed.
+        others = tuple(a.to(b.dtype) for a, b in zip(kept.others, probe.others, strict=True))
+        self.probe = replace(kept, dtype=probe.dtype, others=others)
 
     def show(self, view: ProbeImages, layer: str, grid: tuple[int, ...]) -> None:
         """Set what people see of the probe; a past that looked at another layer is let go, and told of."""

@@ -14,9 +14,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from egcam_lightning.batches import find_images, get
+from egcam_lightning.batches import LABEL_KEYS, find_images, get
 from egcam_lightning.data import validation_data
 from egcam_lightning.explain import ExpectedGradCAM
+from egcam_lightning.explain.cut import is_out_of_memory
+from egcam_lightning.explain.scores import OutputScore
 from egcam_lightning.faults import Faults
 from egcam_lightning.isolation import isolated
 from egcam_lightning.logging import log, logger_step
@@ -121,7 +123,8 @@ class Session:
         def take() -> Probe | None:
             if self._waiting is not None or batch is None:
                 return self._waiting
-            return Probe.from_batch(batch, settings.num_images, settings.input_key, settings.masks_key)
+            keys = settings.input_key, settings.masks_key, settings.additional_keys
+            return Probe.from_batch(batch, settings.num_images, *keys)
 
         def begin() -> None:
             probe = ranks.first_known(ranks.together(take))
@@ -217,7 +220,7 @@ class Session:
     def _read(self) -> tuple[Probe | None, Tensor | None]:
         """Read the images to explain and the first baselines, as far as the data can be indexed."""
         trainer, module, settings, faults = self._trainer, self._module, self._settings, self._faults
-        keys = settings.input_key, settings.masks_key
+        keys = settings.input_key, settings.masks_key, settings.additional_keys
         with isolated(module, seed=settings.seed):
             probe = build_probe(trainer, module, settings.probe, settings.num_images, *keys, faults)
             return probe, self._record.baselines.collect(trainer, module, settings.input_key, faults)
@@ -233,19 +236,17 @@ class Session:
         assert record.probe is not None
         probe = record.probe
         explainer = ExpectedGradCAM(module, **{**settings.explainer, "forward_fn": self._forward})
-        images = probe.inputs(torch.arange(min(len(probe), 4)), module.device)
+        rows = torch.arange(min(len(probe), 4))
+        images, others = probe.inputs(rows, module.device), probe.other_inputs(rows, module.device)
         with isolated(module, seed=settings.seed), torch.no_grad():
-            try:
-                output = explainer.forward(images)
-            except (TypeError, NotImplementedError, AttributeError) as error:
-                raise MisconfigurationException(
-                    f"Calling the module with images of shape {tuple(images.shape)} failed: {type(error).__name__}: "
-                    f"{error}. Pass `forward_fn`, a function of (module, images) that returns the module's output."
-                ) from error
-            asked = self._asked_targets(probe)
+            self._try(images, *others)
+            output = explainer.forward(images, *others)
+            asked = self._asked_targets(probe, explainer.score)
             explainer.score.check(output, asked)
-            layer = explainer.find(images)
-            fast = explainer.is_fast(images)
+            if settings.target == "runner_up" and asked is not None:
+                explainer.score.runner_up(output, asked[: len(output)].to(output.device))
+            layer = explainer.find(images, *others)
+            fast = explainer.is_fast(images, *others)
         if probe.targets is None and asked is not None and settings.target != "runner_up":
             record.probe = probe = probe.with_targets(asked)
         metrics = build_metrics(settings.metrics, masks=probe.masks is not None)
@@ -281,12 +282,33 @@ class Session:
             self._output = self._faults.guard("finding where files go", find)
         return self._output
 
-    def _asked_targets(self, probe: Probe) -> Tensor | None:
+    def _try(self, images: Tensor, *others: Tensor) -> None:
+        """Call the module once, and say what to write where it cannot be called so."""
+        try:
+            self._forward(self._module, images, *others)
+        except (TypeError, NotImplementedError, AttributeError, LookupError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            # What torch says of shapes may as well be a fault of the moment: training goes on then.
+            of_torch = isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError)
+            raise (RuntimeError if of_torch else MisconfigurationException)(
+                f"Calling the module with images of shape {tuple(images.shape)} failed: {type(error).__name__}: "
+                f"{error}. Pass `input_key` where the images that it takes are others of the batch; `forward_fn`, such "
+                "as `lambda module, images: module.model(images)`, where it takes them in another way. Where it takes "
+                "more of the batch than the images, name it in `additional_keys`."
+            ) from error
+
+    def _asked_targets(self, probe: Probe, score: OutputScore) -> Tensor | None:
         """The explained classes, as far as they can be known before the model has learnt anything."""
         if isinstance(self._settings.target, int):
             return torch.full((len(probe),), self._settings.target)
         if self._settings.target == "runner_up" and probe.labels is None:
-            raise ValueError("Expected labels for `target='runner_up'`, but found none. Write target='predicted'.")
+            raise ValueError(
+                "Expected labels for `target='runner_up'`, but found none in the batch: integers, one an image, second "
+                f"in a tuple or under one of {', '.join(map(repr, LABEL_KEYS))}. Write target='predicted'."
+            )
+        if self._settings.target == "label" and not score.takes_labels:
+            return None
         return probe.labels if self._settings.target in ("label", "runner_up") else None
 
     def _take(self, look: Look, when: When) -> Snapshot | None:
@@ -296,7 +318,10 @@ class Session:
             self._ranks.together(lambda: stack.enter_context(isolated(module, seed=self._settings.seed)))
             found = record.baselines.current(look.ranks, record.probe, module.device)
             if found is None:
-                self._faults.warn("There are no training images to serve as baselines yet; no snapshot is taken.")
+                self._faults.warn(
+                    "There are no training images to serve as baselines yet; no snapshot is taken. The next ones will "
+                    "have those that pass in training."
+                )
                 return None
             baselines, generation = found
             if record.probe.targets is None and when.kind == "epoch":
@@ -314,12 +339,18 @@ class Session:
             self._faults.report(f"the metric {key!r}", error)
         if "not_finite" in snapshot.metrics:
             share = snapshot.metrics["not_finite"]
-            message = f"The model gives NaN or infinity: {share:.0%} of the explanations are not finite."
+            message = (
+                f"The model gives NaN or infinity: {share:.0%} of the explanations are not finite. Look at the loss, "
+                "and lower the learning rate or train in higher precision where it has diverged."
+            )
             if self._faults.strict:
                 raise FloatingPointError(message)
             self._faults.warn(message, kind="not finite")
         elif snapshot.metrics.get("degenerate") == 1:
-            self._faults.warn("No map has anything positive: every heatmap is empty.")
+            self._faults.warn(
+                "No map has anything positive: every heatmap is empty. Where it stays so as training goes on, pass "
+                "another `target_layer`, or target='predicted'."
+            )
         return snapshot
 
     def _settle(self, probe: Probe, look: Look) -> Probe:
@@ -328,20 +359,27 @@ class Session:
 
         def settle() -> Tensor:
             with torch.no_grad():
-                output = look.explainer.forward(probe.inputs(rows, look.device))
+                output = look.explainer.forward(*look.inputs(probe, rows))
             labels = None if probe.labels is None else probe.labels[rows].to(look.device)
             if self._settings.target == "runner_up":
                 assert labels is not None
-                wrong: Tensor = output.float().scatter(1, labels[:, None], float("-inf"))
-                return wrong.argmax(1)
+                return look.explainer.score.runner_up(output, labels)
             if not callable(self._settings.target):
                 return look.explainer.score.predict(output).clamp(min=0)
-            return torch.as_tensor(self._settings.target(output, labels)).to(look.device)
+            targets = torch.as_tensor(self._settings.target(output, labels)).to(look.device)
+            if targets.shape != rows.shape or targets.is_floating_point():
+                raise ValueError(
+                    f"Expected `target` to return a class for each of {len(rows)} images, integers of shape "
+                    f"{tuple(rows.shape)}, but got {targets.dtype} of shape {tuple(targets.shape)}. Write one such as "
+                    "`lambda output, labels: output.argmin(1)`."
+                )
+            look.explainer.score.check(output, targets)
+            return targets
 
         return probe.with_targets(look.ranks.gather(look.ranks.together(settle), len(probe)))
 
-    def _forward(self, module: LightningModule, images: Tensor) -> Any:
+    def _forward(self, module: LightningModule, images: Tensor, *others: Any) -> Any:
         """Call the module in the precision in which the validation loop does; all arithmetic around it is float32."""
         forward_fn = self._settings.explainer["forward_fn"]
         with self._trainer.precision_plugin.forward_context():
-            return module(images) if forward_fn is None else forward_fn(module, images)
+            return module(images, *others) if forward_fn is None else forward_fn(module, images, *others)

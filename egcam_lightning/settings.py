@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ class Settings:
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
     input_key: Key | None
     masks_key: Key | None
+    additional_keys: tuple[Key, ...]
     max_overhead: float | None
     seed: int
     save_dir: str | None
@@ -53,7 +54,8 @@ class Settings:
                 "Expected `max_overhead` to be a share between 0 and 1, or None for any, but got "
                 f"{self.max_overhead!r}."
             )
-        if isinstance(self.target, str) and self.target not in ("label", "predicted", "runner_up"):
+        named = self.target in ("label", "predicted", "runner_up") if isinstance(self.target, str) else False
+        if not named and not isinstance(self.target, int) and not callable(self.target):
             raise ValueError(
                 "Expected `target` to be 'label', 'predicted', 'runner_up', a class or a callable, but got "
                 f"{self.target!r}."
@@ -64,9 +66,34 @@ class Settings:
             color_table(self.colormap)
         for key, limit in self.alerts.items():
             if not isinstance(limit, (int, float)):
-                raise ValueError(f"Expected `alerts` to map keys to numbers, but got {limit!r} for {key!r}.")
+                raise ValueError(
+                    f"Expected `alerts` to map keys to numbers, as in {{'consensus': 0.95}}, but got {limit!r} for "
+                    f"{key!r}."
+                )
+            if key.startswith(f"{self.prefix}/"):
+                raise ValueError(
+                    f"Expected `alerts` to have keys without the prefix, but got {key!r}. Write "
+                    f"{key.removeprefix(f'{self.prefix}/')!r}."
+                )
         ExpectedGradCAM(nn.Identity(), **self.explainer)  # a wrong argument of the explainer is told of now
         build_metrics(self.metrics, masks=False)  # and so is a wrong name
+
+
+def as_tuple(name: str, values: Any, example: str) -> tuple[Any, ...]:
+    """The values of an argument that takes several.
+
+    Args:
+        name: the argument's name.
+        values: what was given.
+        example: what to write instead.
+
+    Raises:
+        TypeError: for a single value.
+
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"Expected `{name}` to be several values, but got {values!r}. Write {name}={example}.")
+    return tuple(values)
 
 
 def check_counts(*, optional: bool = False, **counts: int | None) -> None:

@@ -60,6 +60,7 @@ class Explanation:
         standard_error: ``(B, h, w)``, the Monte Carlo standard error of ``attribution`` (0 for a single draw).
         off_grid: ``(B,)``, attribution of tokens that have no place on the image; 0 for convolutional networks.
         layer: the resolved name of the target layer.
+        prediction: ``(B,)`` int64, the predicted class (-1 where the model predicts no class).
 
     """
 
@@ -74,6 +75,7 @@ class Explanation:
     standard_error: Tensor
     off_grid: Tensor
     layer: str
+    prediction: Tensor
 
     @classmethod
     def from_draws(
@@ -82,6 +84,7 @@ class Explanation:
         off_grid: Tensor,
         *,
         target: Tensor,
+        prediction: Tensor,
         score: Tensor,
         baseline_score: Tensor,
         baseline_index: Tensor,
@@ -104,6 +107,7 @@ class Explanation:
             standard_error=spread / len(draws) ** 0.5,
             off_grid=off_grid,
             layer=layer,
+            prediction=prediction,
         )
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Forward = Callable[[Tensor], Any]
+Forward = Callable[..., Any]
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -54,7 +54,8 @@ class Cut:
     Args:
         module: the target layer.
         name: its name, for messages.
-        forward: from images to scores' raw material, the logits; it must call ``module`` exactly once.
+        forward: from images, and whatever else the model takes, to scores' raw material, the logits; it must call
+            ``module`` exactly once.
 
     """
 
@@ -66,8 +67,8 @@ class Cut:
         # layer unless it was on around the whole model. Found out at the first run.
         self._grad_around = False
 
-    def capture(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the model without gradients.
+    def capture(self, images: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        """Run the model without gradients, on ``(n, C, H, W)`` images and ``others``, the rest of its inputs.
 
         Returns:
             The activation at the layer in its own layout and precision, cloned since an in-place operation behind the
@@ -86,11 +87,11 @@ class Cut:
             seen.append(tensor.detach().clone())
 
         with torch.no_grad(), hooked(self.module, hook):
-            output = self._forward(images)
+            output = self._forward(images, *others)
         self._check_calls(len(seen))
         return seen[0], output
 
-    def from_points(self, points: Tensor, carrier: Tensor) -> tuple[Tensor, Tensor]:
+    def from_points(self, points: Tensor, carrier: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         """Run only the part behind the layer, on a batch of points.
 
         One *carrier* image goes through the model, and the layer's hook returns the points instead of its own output:
@@ -99,6 +100,7 @@ class Cut:
         Args:
             points: ``(n, ...)`` activations in the layer's own layout.
             carrier: ``(1, C, H, W)``, any image.
+            *others: the rest of the model's inputs, with a row a point.
 
         Returns:
             The leaf, equal to ``points``, and the model's output for it.
@@ -112,10 +114,10 @@ class Cut:
             assert tensor is not None
             return _with_first_tensor(output, leaf.clone() if tensor.dtype == leaf.dtype else leaf.to(tensor.dtype))
 
-        return self._record(carrier, lambda output: (leaf.requires_grad_(), replace(output)))
+        return self._record((carrier, *others), lambda output: (leaf.requires_grad_(), replace(output)))
 
-    def from_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the whole model, recording from the layer on.
+    def from_images(self, images: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        """Run the whole model on images and the rest of its inputs, recording from the layer on.
 
         Returns:
             The activation at the layer as a leaf, and the model's output.
@@ -130,7 +132,7 @@ class Cut:
                 output, leaf.clone() if tensor.dtype == leaf.dtype else leaf.to(tensor.dtype)
             )
 
-        return self._record(images, cut)
+        return self._record((images, *others), cut)
 
     def holds(
         self,
@@ -168,7 +170,7 @@ class Cut:
         try:
             with torch.no_grad():
                 replayed = self.from_points(activation, carrier)[1] if replay is None else replay()
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, ArithmeticError) as error:
             if is_out_of_memory(error):
                 raise
             return False  # the model remembers its batch size, or checks shapes: no cut for our purpose
@@ -176,7 +178,7 @@ class Cut:
             return False
         return bool((replayed.float().reshape(reference.shape) - reference).abs().max() <= tolerance * scale)
 
-    def _record(self, images: Tensor, at_layer: Callable[[Any], tuple[Tensor, Any]]) -> tuple[Tensor, Tensor]:
+    def _record(self, inputs: tuple[Any, ...], at_layer: Callable[[Any], tuple[Tensor, Any]]) -> tuple[Tensor, Tensor]:
         wanted = torch.is_grad_enabled()
         while True:
             leaves: list[Tensor] = []
@@ -188,7 +190,7 @@ class Cut:
                 return replaced
 
             with torch.set_grad_enabled(wanted and self._grad_around), hooked(self.module, hook):
-                output = self._forward(images)
+                output = self._forward(*inputs)
             self._check_calls(len(leaves))
             recorded = not wanted or (isinstance(output, Tensor) and output.requires_grad)
             if recorded or self._grad_around:
@@ -229,3 +231,17 @@ def carrier_like(images: Tensor, seed: int = 0) -> Tensor:
     low, high = sample.amin(), sample.amax()
     high = torch.where(high > low, high, low + 1)  # of images of one colour, too, it must be none
     return (low + (high - low) * noise)[None].to(images.dtype)
+
+
+def smaller(carrier: Tensor) -> list[Tensor]:
+    """Carriers ``(1, C, *size)`` cut out of the middle of one, the smallest first; none where it is small itself."""
+    size = carrier.shape[2:]
+    sizes = [[min(side, 32) for side in size], [min(side, max(32, 32 * -(-side // 128))) for side in size]]
+    carriers: list[Tensor] = []
+    for sides in sizes:
+        part = carrier
+        for axis, side in enumerate(sides, start=2):
+            part = part.narrow(axis, (part.shape[axis] - side) // 2, side)
+        if part.shape not in [other.shape for other in (carrier, *carriers)]:
+            carriers.append(part.contiguous())
+    return carriers

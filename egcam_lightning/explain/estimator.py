@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from egcam_lightning.explain.draws import Draws, sample_draws
 from egcam_lightning.explain.find import find_layer
 from egcam_lightning.explain.layout import Layout
 from egcam_lightning.explain.perturbation import Perturbation, Weighting, check_choice
-from egcam_lightning.explain.run import Chunks, Run, capture
+from egcam_lightning.explain.run import Chunks, Run, capture, rows_of
 from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_score, in_float, select_output
 from egcam_lightning.explain.several import mean_over_layers
 from egcam_lightning.isolation import isolated
@@ -48,12 +49,14 @@ class ExpectedGradCAM:
             ``"region"``, the mean logit of a class over where it is predicted, of a segmentation; ``"value"`` of a
             regression; or a callable from (output, target ``(B,)``) to ``(B,)``.
         output_key: key, attribute or position of the logits in the model's output; ``None`` finds the usual ones.
-        forward_fn: ``forward_fn(model, images)`` to call the model; ``None`` for ``model(images)``.
+        forward_fn: ``forward_fn(model, images, *additional_forward_args)`` to call the model; ``None`` for
+            ``model(images, *additional_forward_args)``.
         reshape_transform: from the layer's activation to ``(N, K, h, w)``, where its layout cannot be inferred.
         chunk_size: points that go through the model at once; ``None`` chooses by their size. Halved, for good, when
             memory runs out.
 
     Raises:
+        TypeError: for a layer or a perturbation that is none.
         ValueError: for ``num_samples`` or ``chunk_size`` below 1, a seed that is none, and names that are none of the
             choices.
 
@@ -84,7 +87,7 @@ class ExpectedGradCAM:
         *,
         score: ScoreName | Score = "logit",
         output_key: str | int | None = None,
-        forward_fn: Callable[[nn.Module, Tensor], Any] | None = None,
+        forward_fn: Callable[..., Any] | None = None,
         reshape_transform: Callable[[Tensor], Tensor] | None = None,
         chunk_size: int | None = None,
     ) -> None:
@@ -96,7 +99,20 @@ class ExpectedGradCAM:
         if weighting is not None:
             check_choice("weighting", weighting, Weighting)
         if isinstance(target_layer, (list, tuple)) and not target_layer:
-            raise ValueError("Expected `target_layer` to name at least one layer, but got an empty list.")
+            raise ValueError(
+                "Expected `target_layer` to name at least one layer, but got an empty list. Write 'auto' for a search."
+            )
+        for layer in target_layer if isinstance(target_layer, (list, tuple)) else [target_layer]:
+            if not isinstance(layer, (str, nn.Module)):
+                raise TypeError(
+                    "Expected `target_layer` to be 'auto', a module's name as in `model.named_modules()`, a module, or "
+                    f"a list of these, but got {layer!r}."
+                )
+        if perturbation is not None and not isinstance(perturbation, Perturbation):
+            raise TypeError(
+                "Expected `perturbation` to be a Perturbation, such as Perturbation.grad_cam(), but got "
+                f"{perturbation!r}."
+            )
         self.model = model
         self.target_layer = target_layer
         perturbation = perturbation or Perturbation.expected()
@@ -137,19 +153,21 @@ class ExpectedGradCAM:
         grids = [part.grid for part in self._parts] or [self._found[1].grid if self._found else None]
         return max((g for g in grids if g is not None), key=lambda g: torch.Size(g).numel(), default=None)
 
-    def forward(self, images: Tensor) -> Any:
-        """The model's output for ``images``, before anything is explained: the logits, as ``output_key`` finds them."""
-        output = self.model(images) if self.forward_fn is None else self.forward_fn(self.model, images)
+    def forward(self, images: Tensor, *others: Any) -> Any:
+        """The model's output for its inputs, before anything is explained: the logits, as ``output_key`` finds them."""
+        call = self.model if self.forward_fn is None else partial(self.forward_fn, self.model)
+        output = call(images, *others)
         logits = select_output(output, self.output_key)
         # `squeeze()` takes the images' dimension too, where there is one image and one logit.
         return logits[None] if isinstance(logits, Tensor) and logits.ndim == 0 else logits
 
-    def scores(self, images: Tensor, target: Tensor, *, probability: bool = False) -> Tensor:
+    def scores(self, images: Tensor, target: Tensor, *others: Any, probability: bool = False) -> Tensor:
         """The explained score of each image, as the model gives it now.
 
         Args:
             images: ``(n, C, H, W)``.
             target: ``(n,)`` int64.
+            *others: the model's other inputs, with a row an image.
             probability: the target's probability instead, where the score has one.
 
         Returns:
@@ -157,26 +175,27 @@ class ExpectedGradCAM:
 
         """
         score: Score = self.score.shown if probability else self.score
-        return check_score(score(in_float(self.forward(images)), target), len(images))
+        return check_score(score(in_float(self.forward(images, *others)), target), len(images))
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor, *others: Any) -> Tensor:
         """``(n,)`` int64: what the model predicts for images ``(n, C, H, W)``, -1 where the score has no classes."""
-        return self.score.predict(self.forward(images))
+        return self.score.predict(self.forward(images, *others))
 
-    def find(self, images: Tensor) -> str:
+    def find(self, images: Tensor, *others: Any) -> str:
         """Find the target layer, unless it has been found, and return its name.
 
         Images of another size than before keep the layer, and have its grid found anew.
 
         Args:
             images: ``(n, C, H, W)``; the first four are used.
+            *others: the model's other inputs, with a row an image.
 
         Raises:
             ValueError: where there is none, see :func:`~egcam_lightning.explain.find.find_layer`.
 
         """
         for part in self._parts:
-            part.find(images)
+            part.find(images, *others)
         if self._parts:
             return str(self.layer)
         size = tuple(images.shape[1:])
@@ -185,13 +204,18 @@ class ExpectedGradCAM:
             assert isinstance(target, (str, nn.Module))
             with isolated(self.model, seed=self.seed):
                 sample = images[: max(2, min(4, self.chunk_size or 4))].detach()
+                rows = torch.arange(len(sample))
                 if not varies(sample):  # whether a layer is a cut shows only where outputs differ
-                    sample = torch.cat([sample[:1], carrier_like(sample, seed=1)])
-                self._found = find_layer(self.model, self.forward, sample, target, self.reshape_transform)
+                    sample, rows = torch.cat([sample[:1], carrier_like(sample, seed=1)]), torch.zeros(2).long()
+                given = rows_of(others, rows.to(images.device))
+                cut, layout = find_layer(
+                    self.model, lambda x: self.forward(x, *given), sample, target, self.reshape_transform
+                )
+                self._found = Cut(cut.module, cut.name, self.forward), layout
                 self._size = size
         return self._found[0].name
 
-    def is_fast(self, images: Tensor) -> bool:
+    def is_fast(self, images: Tensor, *others: Any) -> bool:
         """Whether paths run between activations, so that a draw costs only the part of the network behind the layer.
 
         That takes ``space="activation"`` and layers that are cuts of the network; otherwise each draw is a pass through
@@ -199,17 +223,22 @@ class ExpectedGradCAM:
 
         Args:
             images: ``(n, C, H, W)``; the first two are used.
+            *others: the model's other inputs, with a row an image.
 
         """
         if self._parts:
-            return all(part.is_fast(images) for part in self._parts)
-        self.find(images)
+            return all(part.is_fast(images, *others) for part in self._parts)
+        self.find(images, *others)
         assert self._found is not None
         with torch.no_grad(), isolated(self.model, seed=self.seed):
             sample = torch.cat([images[:2], carrier_like(images[:2], seed=1)])
-            activation, output = capture(self._found[0], sample, self._chunks)
-            cut = self._found[0].holds(activation, output, carrier_like(sample, seed=2))
-        return cut and self.perturbation.space == "activation"
+            given = rows_of(others, torch.tensor([0, 1, 0] if len(images) > 1 else [0, 0], device=images.device))
+            cut, carrier = self._found[0], carrier_like(sample, seed=2)
+            activation, output = capture(cut, sample, self._chunks, given)
+            holds = cut.holds(
+                activation, output, carrier, replay=lambda: cut.from_points(activation, carrier, *given)[1]
+            )
+        return holds and self.perturbation.space == "activation"
 
     def __call__(
         self,
@@ -217,6 +246,7 @@ class ExpectedGradCAM:
         baselines: Tensor | None = None,
         target: Tensor | int | None = None,
         *,
+        additional_forward_args: Any = None,
         draws: Draws | None = None,
         image_index: Sequence[int] | None = None,
     ) -> Explanation:
@@ -227,6 +257,9 @@ class ExpectedGradCAM:
             baselines: ``(R, C, H, W)``, on the same device; needed where the perturbation's baseline is ``"data"``.
             target: ``(B,)`` int64, or one class for all, or ``None`` for the predicted class; or ``(B, classes)`` bool,
                 a set of classes for each image, explained by the mean of their logits.
+            additional_forward_args: what the model takes besides the images: a tensor with a row an image, or anything
+                else, or a tuple of these. They are held fixed: a baseline is seen with those of the image that it is a
+                baseline of, which costs a pass for each pair of them instead of one a baseline.
             draws: draws to use instead of the explainer's own.
             image_index: an index for each image, by which its draws are made; ``None`` for ``0 ... B - 1``.
 
@@ -238,18 +271,28 @@ class ExpectedGradCAM:
 
         """
         if self._parts:
-            return mean_over_layers(self.each(inputs, baselines, target, draws=draws, image_index=image_index))
-        self._check(inputs, baselines, draws)
+            return mean_over_layers(
+                self.each(
+                    inputs,
+                    baselines,
+                    target,
+                    additional_forward_args=additional_forward_args,
+                    draws=draws,
+                    image_index=image_index,
+                )
+            )
+        others = _as_tuple(additional_forward_args)
+        self._check(inputs, baselines, others, draws)
         with torch.inference_mode(False), torch.no_grad(), isolated(self.model, seed=self.seed):
             # Inference tensors cannot be saved for a gradient; a clone made here is an ordinary tensor.
             inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
             if baselines is not None:
                 baselines = baselines.detach().clone() if baselines.is_inference() else baselines.detach()
-            self.find(inputs)
+            self.find(inputs, *others)
             index = list(range(len(inputs))) if image_index is None else [int(i) for i in image_index]
             if len(index) != len(inputs):
                 raise ValueError(f"Expected `image_index` for {len(inputs)} images, but got {len(index)}.")
-            return self._explain(inputs, baselines, target, draws, index)
+            return self._explain(inputs, baselines, others, target, draws, index)
 
     def each(
         self,
@@ -257,6 +300,7 @@ class ExpectedGradCAM:
         baselines: Tensor | None = None,
         target: Tensor | int | None = None,
         *,
+        additional_forward_args: Any = None,
         draws: Draws | None = None,
         image_index: Sequence[int] | None = None,
     ) -> list[Explanation]:
@@ -266,6 +310,7 @@ class ExpectedGradCAM:
             inputs: as for calling it, and so are the others.
             baselines: the same.
             target: the same.
+            additional_forward_args: the same.
             draws: the same.
             image_index: the same.
 
@@ -274,11 +319,19 @@ class ExpectedGradCAM:
 
         """
         parts = self._parts or [self]
-        return [part(inputs, baselines, target, draws=draws, image_index=image_index) for part in parts]
+        explain = {"additional_forward_args": additional_forward_args, "draws": draws, "image_index": image_index}
+        return [part(inputs, baselines, target, **explain) for part in parts]
 
-    def _check(self, inputs: Tensor, baselines: Tensor | None, draws: Draws | None) -> None:
+    def _check(self, inputs: Tensor, baselines: Tensor | None, others: tuple[Any, ...], draws: Draws | None) -> None:
         if inputs.ndim < 4 or len(inputs) == 0:
             raise ValueError(f"Expected `inputs` of shape (images, channels, *size), but got {tuple(inputs.shape)}.")
+        for other in others:
+            if isinstance(other, Tensor) and other.shape[:1] != inputs.shape[:1]:
+                raise ValueError(
+                    f"Expected tensors of `additional_forward_args` to have {len(inputs)} rows, one an image, but got "
+                    f"the shape {tuple(other.shape)}. Give one that is the same for all images to the model in "
+                    "`forward_fn`."
+                )
         rows = 1
         if self.perturbation.needs_baselines:
             if baselines is None or len(baselines) == 0:
@@ -307,6 +360,7 @@ class ExpectedGradCAM:
         self,
         inputs: Tensor,
         baselines: Tensor | None,
+        others: tuple[Any, ...],
         target: Tensor | int | None,
         draws: Draws | None,
         image_index: list[int],
@@ -316,7 +370,7 @@ class ExpectedGradCAM:
         kind = self.perturbation.baseline
         references = {"data": baselines, "zeros": torch.zeros_like(inputs[:1]), "none": None}[kind]
 
-        activation, output = capture(cut, inputs, self._chunks)
+        activation, output = capture(cut, inputs, self._chunks, others)
         targets = self._targets(output, target, len(inputs), inputs.device)
         score_of = self.score.bind(in_float(output), targets)
         run = Run(
@@ -326,6 +380,7 @@ class ExpectedGradCAM:
             cut,
             layout,
             inputs,
+            others,
             activation,
             output,
             score_of,
@@ -333,7 +388,13 @@ class ExpectedGradCAM:
         )
         if references is not None:
             run.baseline_inputs = references
-            run.baseline_activation, run.baseline_output = capture(cut, references, self._chunks)
+            if others:  # each baseline is seen with what each image is seen with
+                every = torch.arange(len(inputs), device=inputs.device).repeat_interleave(len(references))
+                run.baseline_inputs = references.repeat(len(inputs), *[1] * (references.ndim - 1))
+                run.baseline_others = rows_of(others, every)
+            run.baseline_activation, run.baseline_output = capture(
+                cut, run.baseline_inputs, self._chunks, run.baseline_others
+            )
         in_activations = self.perturbation.space == "activation"
         is_cut = (in_activations or kind == "none") and run.is_cut()
         # The gradient at the image itself is the same, whichever way it is had.
@@ -351,20 +412,21 @@ class ExpectedGradCAM:
         if draws is None:
             rows = 1 if references is None else len(references)
             draws = sample_draws(self.num_samples, rows, image_index, self.perturbation.interval, self.seed)
-        draws = Draws(draws.baseline_index.to(inputs.device), draws.place.to(inputs.device), draws.noise)
+        index, images = draws.baseline_index.to(inputs.device), torch.arange(len(inputs), device=inputs.device)
+        # Which row of the baselines as they were seen: with other inputs, there is one for each image.
+        seen = index + images * len(references) if references is not None and others else index
+        draws = Draws(seen, draws.place.to(inputs.device), draws.noise)
         maps, off_grid = run.maps(draws, image_index)
 
-        score = run.score(output, torch.arange(len(inputs), device=inputs.device))
+        score = run.score(output, images)
         if references is not None:
-            pairs = draws.baseline_index.flatten()
             assert run.baseline_output is not None
-            images = torch.arange(len(inputs), device=inputs.device).repeat(len(draws.place))
-            scores = run.score(run.baseline_output[pairs], images)
+            scores = run.score(run.baseline_output[seen.flatten()], images.repeat(len(draws.place)))
             baseline_score = scores.view_as(draws.place).mean(0)
         elif is_cut:
-            nothing = cut.from_points(torch.zeros_like(activation[:1]), run.carrier)[1]
-            everything = nothing.expand(len(inputs), *nothing.shape[1:])
-            baseline_score = run.score(everything, torch.arange(len(inputs), device=inputs.device))
+            rows = len(inputs) if others else 1  # without other inputs, nothing is the same for all
+            nothing = cut.from_points(torch.zeros_like(activation[:rows]), run.carrier, *others)[1]
+            baseline_score = run.score(nothing.expand(len(inputs), *nothing.shape[1:]), images)
         else:
             baseline_score = torch.full_like(score, torch.nan)
         return Explanation.from_draws(
@@ -372,9 +434,10 @@ class ExpectedGradCAM:
             off_grid.mean(0),
             # Of a set, the class that the model holds most likely stands for it.
             target=targets if targets.ndim == 1 else output.masked_fill(~targets, -torch.inf).argmax(1),
+            prediction=self.score.predict(output),
             score=score,
             baseline_score=baseline_score,
-            baseline_index=draws.baseline_index if references is not None else -torch.ones_like(draws.baseline_index),
+            baseline_index=index if references is not None else -torch.ones_like(index),
             size=tuple(inputs.shape[2:]),
             layer=cut.name,
         )
@@ -395,6 +458,11 @@ class ExpectedGradCAM:
         targets = targets.long().expand(count)
         self.score.check(output, targets)
         return targets
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    """As captum does: one of them needs no tuple, and ``None`` is none."""
+    return () if value is None else value if isinstance(value, tuple) else (value,)
 
 
 def expected_gradcam(

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from egcam_lightning.explain.cut import Cut, carrier_like, gradient_at, is_out_of_memory, varies
+from egcam_lightning.explain.cut import Cut, carrier_like, gradient_at, is_out_of_memory, smaller, varies
 from egcam_lightning.explain.draws import Draws, sample_noise
 from egcam_lightning.explain.layout import Layout
 from egcam_lightning.explain.perturbation import Perturbation
 from egcam_lightning.explain.scores import check_rows, check_score, in_float
 
-# Elements that go through a pass at once: 64 MB of activations in float32, or 16 MB of images, whose activations on
-# the way are many times larger.
-_POINT_ELEMENTS = 2**24
+# Elements that go through a pass at once: 24 MB of activations in float32, or 16 MB of images, whose activations on
+# the way are many times larger. From 32 MB on glibc maps fresh pages for every tensor, which costs more than computing
+# with them.
+_POINT_ELEMENTS = 6 * 2**20
 _IMAGE_ELEMENTS = 2**22
 
 
@@ -61,13 +63,18 @@ class Chunks:
                 torch.cuda.empty_cache()
 
 
-def capture(cut: Cut, images: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
-    """The activation at a layer and the model's output, for any number of images."""
+def rows_of(others: Sequence[Any], rows: Tensor | slice) -> tuple[Any, ...]:
+    """Rows of the model's other inputs; what is no tensor is the same for all."""
+    return tuple(other[rows] if isinstance(other, Tensor) else other for other in others)
+
+
+def capture(cut: Cut, images: Tensor, chunks: Chunks, others: Sequence[Any] = ()) -> tuple[Tensor, Tensor]:
+    """The activation at a layer and the model's output, for any number of images and the model's other inputs."""
     activations: list[Tensor] = []
     outputs: list[Tensor] = []
 
     def one(chunk: slice) -> None:
-        activation, output = cut.capture(images[chunk])
+        activation, output = cut.capture(images[chunk], *rows_of(others, chunk))
         check_rows(output, len(images[chunk]))
         activations.append(activation)
         outputs.append(output)
@@ -87,6 +94,7 @@ class Run:
         cut: the layer.
         layout: how its positions lie on the image.
         inputs: ``(B, C, H, W)``, the images.
+        others: the model's other inputs, with a row an image.
         activation: theirs at the layer, in its own layout.
         output: the model's output for them.
         score_of: from (output, rows of the images) to one score a point.
@@ -94,6 +102,7 @@ class Run:
         baseline_inputs: ``(R, C, H, W)``, or ``None`` without baselines.
         baseline_activation: theirs at the layer.
         baseline_output: the model's output for them.
+        baseline_others: the model's other inputs that they are seen with.
         tells_images_apart: whether the model's output depends on the image at all.
         from_points: whether paths run between activations, else between images.
 
@@ -105,6 +114,7 @@ class Run:
     cut: Cut
     layout: Layout
     inputs: Tensor
+    others: tuple[Any, ...]
     activation: Tensor
     output: Tensor
     score_of: Callable[[Tensor, Tensor], Tensor]
@@ -112,6 +122,7 @@ class Run:
     baseline_inputs: Tensor | None = None
     baseline_activation: Tensor | None = None
     baseline_output: Tensor | None = None
+    baseline_others: tuple[Any, ...] = ()
     tells_images_apart: bool = True
     from_points: bool = False
 
@@ -120,27 +131,41 @@ class Run:
         return check_score(self.score_of(in_float(output), rows), len(rows))
 
     def is_cut(self) -> bool:
-        """Whether the layer is a cut of the network, as far as these images and their baselines tell."""
-        activation, output = self.activation, self.output
+        """Whether the layer is a cut of the network, as far as these images and their baselines tell.
+
+        Where it is one even for a carrier smaller than the images, that one is taken from here on: what comes before
+        the layer then costs next to nothing.
+        """
+        activation, output, others = self.activation, self.output, self.others
         # Few images may not tell whether the output varies: let baselines help, or else a noise image.
         if len(activation) < 4 and self.baseline_activation is not None and self.baseline_output is not None:
             activation = torch.cat([activation, self.baseline_activation[:4]])
             output = torch.cat([output, self.baseline_output[:4]])
+            others = _joined(others, rows_of(self.baseline_others, slice(4)))
         if not varies(output):
-            other = capture(self.cut, carrier_like(self.inputs, seed=1), self.chunks)
+            first = rows_of(self.others, slice(1))
+            other = capture(self.cut, carrier_like(self.inputs, seed=1), self.chunks, first)
             activation, output = torch.cat([activation, other[0]]), torch.cat([output, other[1]])
+            others = _joined(others, first)
         self.tells_images_apart = varies(output)
 
-        def replay() -> Tensor:
-            outputs: list[Tensor] = []
+        def holds(carrier: Tensor) -> bool:
+            def replay() -> Tensor:
+                outputs: list[Tensor] = []
 
-            def one(chunk: slice) -> None:
-                outputs.append(self.cut.from_points(activation[chunk], self.carrier)[1])
+                def one(chunk: slice) -> None:
+                    outputs.append(self.cut.from_points(activation[chunk], carrier, *rows_of(others, chunk))[1])
 
-            self.chunks.run(len(activation), points_at_once(activation), one)
-            return torch.cat(outputs)
+                self.chunks.run(len(activation), points_at_once(activation), one)
+                return torch.cat(outputs)
 
-        return self.cut.holds(activation, output, self.carrier, replay=replay)
+            return self.cut.holds(activation, output, carrier, replay=replay)
+
+        for carrier in smaller(self.carrier):
+            if holds(carrier):
+                self.carrier = carrier
+                return True
+        return holds(self.carrier)
 
     def maps(self, draws: Draws, image_index: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The signed map ``(S, B, h, w)`` and the off-grid attribution ``(S, B)`` of every draw."""
@@ -159,34 +184,40 @@ class Run:
 
         def one(chunk: slice) -> None:
             rows, columns = image[chunk], baseline[chunk]
+            difference = self._difference(rows, columns)
             noise = self._noise(draws, chunk, base, image_index)
-            points = self._points(rows, columns, place[chunk], noise)
+            points = self._points(rows, columns, place[chunk], noise, difference)
             with torch.enable_grad():
+                others = rows_of(self.others, rows)
                 if self.from_points:
-                    leaf, output = self.cut.from_points(points, self.carrier)
+                    leaf, output = self.cut.from_points(points, self.carrier, *others)
                 else:
-                    leaf, output = self.cut.from_images(points)
+                    leaf, output = self.cut.from_images(points, *others)
                 gradient = gradient_at(leaf, self.score(output, rows))
             if gradient is None:
                 raise ValueError(
                     f"No gradient of the score reaches the layer {self.cut.name!r}: the model detaches its features "
                     "behind it, or does not use it. Pass a `target_layer` that the logits are computed from."
                 )
-            maps[chunk], off_grid[chunk] = self._weigh(gradient, self._difference(rows, columns))
+            maps[chunk], off_grid[chunk] = self._weigh(gradient, difference)
 
         self.chunks.run(samples * images, at_once(base), one)
         return maps.view(samples, images, *self.layout.grid), off_grid.view(samples, images)
 
-    def _points(self, rows: Tensor, columns: Tensor, place: Tensor, noise: Tensor | None) -> Tensor:
-        """The perturbed activations or images of a chunk of draws."""
+    def _points(self, rows: Tensor, columns: Tensor, place: Tensor, noise: Tensor | None, difference: Tensor) -> Tensor:
+        """The perturbed activations or images of a chunk of draws; ``difference`` is that of their activations."""
         values = self.activation if self.from_points else self.inputs
         origin = self.baseline_activation if self.from_points else self.baseline_inputs
-        points = values[rows].float()
-        if origin is not None:
-            start = origin[columns].float()
-            points = start + place.view(-1, *[1] * (points.ndim - 1)) * (points - start)
+        # Points are the largest tensors here, and each pass over them takes its time: hence in place.
+        if origin is None:
+            points = values.index_select(0, rows).float()
+        else:
+            points = origin.index_select(0, columns).float()
+            if not self.from_points:
+                difference = values.index_select(0, rows).float() - points
+            points.addcmul_(difference, place.view(-1, *[1] * (points.ndim - 1)))
         if noise is not None:
-            points = points + self.perturbation.noise * self._deviation(values)[rows] * noise
+            points += self.perturbation.noise * self._deviation(values)[rows] * noise
         if self.from_points:
             return points
         if not self.inputs.is_floating_point():  # images of whole numbers, which the model itself normalises
@@ -195,9 +226,9 @@ class Run:
         return points.to(self.inputs.dtype)
 
     def _difference(self, rows: Tensor, columns: Tensor) -> Tensor:
-        difference = self.activation[rows].float()
+        difference = self.activation.index_select(0, rows).float()
         if self.baseline_activation is not None:
-            difference = difference - self.baseline_activation[columns].float()
+            difference -= self.baseline_activation.index_select(0, columns)
         return difference
 
     def _deviation(self, values: Tensor) -> Tensor:
@@ -221,14 +252,19 @@ class Run:
 
     def _weigh(self, gradient: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
         """Turn gradients and differences into signed maps ``(n, h, w)`` and off-grid attribution ``(n,)``."""
-        if self.perturbation.weighting == "elementwise":
-            product = gradient * difference
-            maps = self.layout.to_grid(product).sum(1)
-        else:
+        elementwise = self.perturbation.weighting == "elementwise"
+        if not elementwise:
             weights, placed = self.layout.to_grid(gradient), self.layout.to_grid(difference)
             maps = (weights.flatten(2).mean(2).view(*weights.shape[:2], *[1] * len(self.layout.grid)) * placed).sum(1)
+            if self.layout.covers_all:
+                return maps, maps.new_zeros(len(maps))
+        product = difference.mul_(gradient)  # in place: nothing needs the differences any more
+        on_grid = self.layout.to_grid(product).sum(1)
         if self.layout.covers_all:
-            return maps, maps.new_zeros(len(maps))
-        product = gradient * difference
-        placed_sum = self.layout.to_grid(product).flatten(1).sum(1)
-        return maps, product.flatten(1).sum(1) - placed_sum
+            return on_grid, on_grid.new_zeros(len(on_grid))
+        return on_grid if elementwise else maps, product.flatten(1).sum(1) - on_grid.flatten(1).sum(1)
+
+
+def _joined(first: Sequence[Any], second: Sequence[Any]) -> tuple[Any, ...]:
+    """The rows of two sets of other inputs, one below the other."""
+    return tuple(torch.cat([a, b]) if isinstance(a, Tensor) else a for a, b in zip(first, second, strict=True))

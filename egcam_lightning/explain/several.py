@@ -31,6 +31,7 @@ def mean_over_layers(explanations: Sequence[Explanation]) -> Explanation:
         draws,
         off_grid,
         target=first.target,
+        prediction=first.prediction,
         score=first.score,
         baseline_score=first.baseline_score,
         baseline_index=first.baseline_index,

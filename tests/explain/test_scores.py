@@ -83,7 +83,7 @@ def test_a_score_of_ones_own_is_explained(vgg_case: Case) -> None:
     of_classes = [e(vgg_case.inputs, vgg_case.baselines, c).attribution * c for c, e in enumerate(logits)]
     assert relative_error(ours.attribution, torch.stack(of_classes).sum(0)) < 1e-4
     tensors = [value for value in vars(ours).values() if isinstance(value, Tensor)]
-    assert len(tensors) == 10
+    assert len(tensors) == 11
     assert not any(tensor.requires_grad for tensor in tensors)
 
 
