@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from egcam_lightning.batches import find_images, find_labels, find_masks, get, put, take
+from egcam_lightning.batches import find_images, find_labels, find_masks, get, take
 
 IMAGES = torch.rand(4, 3, 8, 8)
 LABELS = torch.tensor([0, 1, 2, 3])
@@ -36,6 +36,11 @@ BATCHES = {
     "several images": ({"other": IMAGES + 1, "image": IMAGES, "label": LABELS}, ("image",), ("label",)),
     "an index is no label": ({"image": IMAGES, "index": LABELS}, ("image",), None),
     "multi-hot labels are no classes": ((IMAGES, torch.rand(4, 5)), (0,), None),
+    "a list of views": ({"depth": IMAGES * 0, "images": [IMAGES, IMAGES + 1], "y": LABELS}, ("images", 0), ("y",)),
+    "labels of a binary loss": ((IMAGES, (LABELS % 2).float()[:, None]), (0,), (1,)),
+    "labels of a binary loss by name": ({"x": IMAGES, "y": (LABELS % 2).float()}, ("x",), ("y",)),
+    "zeros and ones that come later are weights": ((IMAGES, torch.rand(4, 5), torch.ones(4)), (0,), None),
+    "values are no classes": ({"x": IMAGES, "y": LABELS + 0.5}, ("x",), None),
 }
 
 
@@ -47,27 +52,19 @@ def test_images_and_labels_are_found(batch, images, labels):
     assert find_labels(batch, found) == labels
 
 
-@pytest.mark.parametrize(("batch", "images", "_labels"), BATCHES.values(), ids=BATCHES.keys())
-def test_put_changes_only_the_images_of_a_copy(batch, images, _labels):
-    other = torch.zeros(2, 3, 8, 8)
-    changed = put(batch, images, other)
-    assert type(changed) is type(batch)
-    assert get(changed, images) is other
-    assert torch.equal(get(batch, images), IMAGES)
-
-
 @pytest.mark.parametrize(("batch", "images", "labels"), BATCHES.values(), ids=BATCHES.keys())
 def test_take_cuts_every_sample_alike(batch, images, labels):
     part = take(batch, 2, 4)
     assert torch.equal(get(part, images), IMAGES[:2])
     if labels is not None:
-        assert torch.equal(get(part, labels), LABELS[:2])
+        assert torch.equal(get(part, labels), get(batch, labels)[:2])
 
 
 def test_a_key_leads_where_it_says():
     batch = {"views": [IMAGES, IMAGES + 1], "label": LABELS}
     assert torch.equal(get(batch, find_images(batch, "views.1")), IMAGES + 1)
     assert find_images((LABELS, IMAGES), 1) == (1,)
+    assert find_images({"left.jpg": IMAGES, "right.jpg": IMAGES}, "right.jpg") == ("right.jpg",)
 
 
 def test_masks_have_the_size_of_their_images():
@@ -77,8 +74,29 @@ def test_masks_have_the_size_of_their_images():
         find_masks(batch, ("image",), "small")
 
 
-def test_a_batch_without_images_says_what_it_holds_and_what_to_pass():
-    with pytest.raises(ValueError, match=r"no tensor of shape .* ids: torch.int64 \(4,\).*Pass `input_key`"):
-        find_images({"ids": LABELS})
-    with pytest.raises(ValueError, match=r"`input_key='label'`, but found torch.int64 \(4,\)"):
-        find_images({"image": IMAGES, "label": LABELS}, "label")
+def test_a_list_of_images_is_one_tensor_where_it_has_a_name_or_is_led_to():
+    named = {"label": LABELS, "image": list(IMAGES)}
+    assert find_images(named) == ("image",)
+    assert find_labels(named, ("image",)) == ("label",)
+    assert torch.equal(get(named, ("image",)), IMAGES)
+    pair = tuple(IMAGES), tuple(LABELS)  # what `tuple(zip(*samples))` makes
+    assert torch.equal(get(pair, find_images(pair, 0)), IMAGES)
+    # Two batches of grey images (B, H, W), one above the other, are no images of four channels.
+    with pytest.raises(ValueError, match="Found no images"):
+        find_images((IMAGES[:, 0], IMAGES[:, 1]))
+
+
+@pytest.mark.parametrize(
+    ("batch", "key", "message"),
+    [
+        ({"ids": LABELS}, None, r"no tensor of shape .* ids: torch.int64 \(4,\).*`collate_fn` make .*`probe=batch`"),
+        ({"image": IMAGES, "label": LABELS}, "label", r"`input_key='label'`, but found torch.int64 \(4,\).*dots"),
+        ({"views": [IMAGES]}, "views.1", r"`input_key='views.1'`, but found NoneType.*holds views.0: torch.float32"),
+        ({"image": IMAGES.long()}, None, r"image: torch.int64 \(4, 3, 8, 8\). Images of other integers: write"),
+        ((IMAGES[:, 0], LABELS), None, r"0: torch.float32 \(4, 8, 8\).* for their channels: write `image\[None\]`"),
+        ({"image": [IMAGES[0], IMAGES[0, :, 1:]]}, None, r"A list of .* wants one size, and `torch.stack`"),
+    ],
+)
+def test_a_batch_without_images_says_what_it_holds_and_what_to_write(batch, key, message):
+    with pytest.raises(ValueError, match=message):
+        find_images(batch, key)

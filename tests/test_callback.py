@@ -237,10 +237,18 @@ def test_wrong_arguments_are_refused_at_once(arguments, message):
         ({"input_key": "picture"}, ValueError, r"`input_key='picture'`.*image: torch.float32 \(8, 3, 32, 32\)"),
         ({"masks_key": "masks"}, ValueError, r"`masks_key='masks'`.*mask: torch.float32"),
         ({"target": 7}, ValueError, r"targets between 0 and 3.*but got 7"),
-        ({"probe": {"label": torch.zeros(2)}}, ValueError, r"no images in the batch.*Pass `input_key`"),
+        (
+            {"probe": {"label": torch.zeros(2)}},
+            ValueError,
+            r"no images in the batch.*label: torch.float32 \(2,\).*`probe=batch`",
+        ),
         ({"probe": {"image": torch.zeros(0, 3, 32, 32)}}, ValueError, r"at least one image"),
         ({"forward_fn": lambda module, x: module.features(x)}, ValueError, r"logits of shape \(images, classes\)"),
-        ({"forward_fn": lambda module, x: module(x, x)}, MisconfigurationException, r"Pass `forward_fn`"),
+        (
+            {"forward_fn": lambda module, x: module(x, x)},
+            MisconfigurationException,
+            r"3 were given.*`forward_fn`, such as",
+        ),
     ],
 )
 def test_what_does_not_fit_the_model_or_the_data_is_refused_before_the_first_step(tmp_path, arguments, error, message):
