@@ -15,9 +15,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from egcam_lightning.batches import LABEL_KEYS, find_images, get
+from egcam_lightning.chunks import is_out_of_memory
 from egcam_lightning.data import validation_data
 from egcam_lightning.explain import ExpectedGradCAM
-from egcam_lightning.explain.cut import is_out_of_memory
 from egcam_lightning.explain.scores import OutputScore
 from egcam_lightning.faults import Faults
 from egcam_lightning.isolation import isolated

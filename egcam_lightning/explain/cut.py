@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from egcam_lightning.chunks import is_out_of_memory
+
 Forward = Callable[..., Any]
 
 
@@ -213,14 +215,6 @@ def gradient_at(leaf: Tensor, score: Tensor) -> Tensor | None:
 def varies(tensor: Tensor) -> bool:
     """Whether the rows differ at all; NaN, which differs from itself, does not count."""
     return bool((tensor.nan_to_num() != tensor[:1].nan_to_num()).any())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)
 
 
 def carrier_like(images: Tensor, seed: int = 0) -> Tensor:

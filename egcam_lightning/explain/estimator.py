@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from egcam_lightning.chunks import Chunks
 from egcam_lightning.explain.cut import Cut, carrier_like, varies
 from egcam_lightning.explain.draws import Draws, sample_draws
 from egcam_lightning.explain.find import find_layer
 from egcam_lightning.explain.layout import Layout
 from egcam_lightning.explain.perturbation import Perturbation, Weighting, check_choice
-from egcam_lightning.explain.run import Chunks, Run, capture, rows_of
+from egcam_lightning.explain.run import Run, capture, rows_of
 from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_score, in_float, select_output
 from egcam_lightning.explain.several import mean_over_layers
 from egcam_lightning.isolation import isolated

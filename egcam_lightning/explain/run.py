@@ -9,58 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egcam_lightning.explain.cut import Cut, carrier_like, gradient_at, is_out_of_memory, smaller, varies
+from egcam_lightning.chunks import Chunks, images_at_once, points_at_once
+from egcam_lightning.explain.cut import Cut, carrier_like, gradient_at, smaller, varies
 from egcam_lightning.explain.draws import Draws, sample_noise
 from egcam_lightning.explain.layout import Layout
 from egcam_lightning.explain.perturbation import Perturbation
 from egcam_lightning.explain.scores import check_rows, check_score, in_float
-
-# Elements that go through a pass at once: 24 MB of activations in float32, or 16 MB of images, whose activations on
-# the way are many times larger. From 32 MB on glibc maps fresh pages for every tensor, which costs more than computing
-# with them.
-_POINT_ELEMENTS = 6 * 2**20
-_IMAGE_ELEMENTS = 2**22
-
-
-def points_at_once(activation: Tensor) -> int:
-    """How many activations of this shape, ``(n, ...)``, go through the part behind the layer at once."""
-    return max(1, _POINT_ELEMENTS // activation[0].numel())
-
-
-def images_at_once(images: Tensor) -> int:
-    """How many images of this shape, ``(n, C, H, W)``, go through the whole model at once."""
-    return max(1, _IMAGE_ELEMENTS // images[0].numel())
-
-
-class Chunks:
-    """Cuts work into chunks that fit into memory.
-
-    Args:
-        size: the most at once, ``None`` for as much as the work proposes. Halved, for good, where memory runs out.
-
-    """
-
-    def __init__(self, size: int | None = None) -> None:
-        self.size = size
-
-    def run(self, total: int, size: int, work: Callable[[slice], None]) -> None:
-        """Call ``work`` on slices of ``range(total)``, of ``size`` or less."""
-        if self.size is not None:
-            size = min(size, self.size)
-        start = 0
-        while start < total:
-            try:
-                work(slice(start, min(start + size, total)))
-            except (RuntimeError, MemoryError) as error:
-                if size == 1 or not is_out_of_memory(error):
-                    raise
-                size = self.size = size // 2
-            else:
-                start += size
-                continue
-            # Outside the handler, where the failed pass is no longer referred to and its memory can be had again.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
 
 
 def rows_of(others: Sequence[Any], rows: Tensor | slice) -> tuple[Any, ...]:

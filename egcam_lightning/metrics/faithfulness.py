@@ -93,7 +93,7 @@ class Infidelity(MeanOverImages):
         num_perturbations: the number of blocks.
         normalize: scale the map to fit and the value to [0, 1]; ``False`` for the definition of Yeh et al.
         seed: of the blocks; the same for every image, batch and rank.
-        chunk_size: how many images go through ``score_fn`` at once; ``None`` for a batch.
+        chunk_size: how many images go through ``score_fn`` at once; ``None`` chooses by their size.
         kwargs: those of :class:`torchmetrics.Metric`.
 
     Attributes:
@@ -217,7 +217,7 @@ class InsertionAUC(_StepMetric):
         score_fn: ``(images (N, C, H, W), target (N,)) -> (N,)``, the probability of the target; may be set later as an
             attribute.
         num_steps: the number of points on the curve.
-        chunk_size: how many images go through ``score_fn`` at once; ``None`` for a batch.
+        chunk_size: how many images go through ``score_fn`` at once; ``None`` chooses by their size.
         kwargs: those of :class:`torchmetrics.Metric`.
 
     Attributes:
@@ -249,7 +249,7 @@ class DeletionAUC(_StepMetric):
         score_fn: ``(images (N, C, H, W), target (N,)) -> (N,)``, the probability of the target; may be set later as an
             attribute.
         num_steps: the number of points on the curve.
-        chunk_size: how many images go through ``score_fn`` at once; ``None`` for a batch.
+        chunk_size: how many images go through ``score_fn`` at once; ``None`` chooses by their size.
         kwargs: those of :class:`torchmetrics.Metric`.
 
     Attributes:

@@ -100,10 +100,19 @@ class TestInfidelity:
             return total(images, target)
 
         infidelity(count, world.images, world.maps, world.target)
-        assert seen == [5] * 17
+        assert seen == [5, 80]
         seen.clear()
         infidelity(count, world.images, world.maps, world.target, scores=total(world.images, None), chunk_size=32)
         assert seen == [32, 32, 16]
+
+    def test_chunks_are_halved_where_memory_runs_out(self, world):
+        def scarce(images, target):
+            if len(images) > 12:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return total(images, target)
+
+        plenty = infidelity(total, world.images, world.maps, world.target)
+        same(infidelity(scarce, world.images, world.maps, world.target), plenty)
 
     def test_known_scores_and_chunks_change_nothing(self, world):
         score = class_scores(world.model)
@@ -176,7 +185,7 @@ class TestInsertionDeletion:
 
         insertion_auc(count, world.images, world.maps, world.target)
         deletion_auc(count, world.images, world.maps, world.target, chunk_size=40)
-        assert seen == [5] * 16 + [40, 40]
+        assert seen == [80, 40, 40]
 
     def test_a_broken_map_or_score_has_no_value(self, world):
         maps = world.maps.clone()

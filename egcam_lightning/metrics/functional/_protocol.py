@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from egcam_lightning.chunks import Chunks
+
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 """``(images (N, C, H, W), target (N,)) -> scores (N,)``: the score of each image for its own target."""
 
@@ -57,15 +59,16 @@ def class_scores(model: nn.Module | Callable[[Tensor], Tensor], *, softmax: bool
 
 
 def over_points(
-    evaluate: Callable[[Tensor, Tensor], Tensor], num_points: int, target: Tensor, chunk_size: int | None
+    evaluate: Callable[[Tensor, Tensor], Tensor], num_points: int, target: Tensor, chunk_size: int | None, at_once: int
 ) -> Tensor:
-    """Evaluate every point of every image, ``chunk_size`` of them at a time.
+    """Evaluate every point of every image, in chunks that are halved where memory runs out.
 
     Args:
         evaluate: ``(point (n,), image (n,)) -> values (n,)``, where both arguments are indices.
         num_points: P, how many points an image has.
         target: ``(B,)``; gives the number of images and the device.
-        chunk_size: how many points go through the model at once; ``None`` for as many as there are images.
+        chunk_size: how many points go through the model at once; ``None`` for ``at_once``.
+        at_once: how many serve the machine well.
 
     Returns:
         ``(B, P)`` float32.
@@ -77,18 +80,22 @@ def over_points(
     if num_points < 1:
         raise ValueError(f"the number of perturbations, steps or samples must be at least 1, got {num_points}.")
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, or None for the size of the batch, got {chunk_size}.")
+        raise ValueError(f"chunk_size must be at least 1, or None to choose by the images' size, got {chunk_size}.")
     num_images = len(target)
-    values = []
-    # Points are the slow index, so that a default chunk is the whole batch under one perturbation.
+    # Points are the slow index, so that a chunk of all images is one point of each.
     points = torch.arange(num_points * num_images, device=target.device)
-    for part in torch.split(points, chunk_size or max(num_images, 1)):
-        value = evaluate(part // max(num_images, 1), part % max(num_images, 1))
+    values = torch.empty(len(points), device=target.device)
+
+    def one(chunk: slice) -> None:
+        part = points[chunk]
+        value = evaluate(part // num_images, part % num_images)
         if not isinstance(value, Tensor) or value.shape != part.shape:
             seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
                 f"the score function must return one score an image, shape {tuple(part.shape)}, got {seen}; "
                 "for logits (N, K) write logits.gather(1, target[:, None])[:, 0], or use class_scores(model)."
             )
-        values.append(value.detach().float())
-    return torch.cat(values).view(num_points, num_images).T
+        values[chunk] = value.detach().float()
+
+    Chunks().run(len(points), chunk_size or at_once, one)
+    return values.view(num_points, num_images).T

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from egcam_lightning.chunks import images_at_once
 from egcam_lightning.metrics.functional._maps import (
     check_images,
     check_replacement,
@@ -81,7 +82,7 @@ def block_effects(
         target: ``(B,)`` int64.
         num_perturbations: P, the number of blocks, and of forward passes an image.
         seed: of the blocks (see :func:`random_blocks`).
-        chunk_size: how many images go through ``score_fn`` at once; ``None`` for B.
+        chunk_size: how many images go through ``score_fn`` at once; ``None`` chooses by their size.
         scores: ``(B,)``, the scores of the images where they are known; ``None`` costs one more pass.
         replacement: ``(B, C, H, W)``, what a block is replaced by; ``None`` for a blurred copy.
 
@@ -113,12 +114,17 @@ def block_effects(
         mixed = torch.where(blocks[point, None], replacement[image], images[image].float())
         return score_fn(mixed.to(images.dtype), target[image])
 
+    at_once = images_at_once(images)
     with torch.no_grad():
         if scores is None:
-            scores = over_points(lambda _, image: score_fn(images[image], target[image]), 1, target, chunk_size)[:, 0]
+            scores = over_points(
+                lambda _, image: score_fn(images[image], target[image]), 1, target, chunk_size, at_once
+            )[:, 0]
         elif scores.shape != target.shape:
             raise ValueError(f"scores must have shape {tuple(target.shape)}, got {tuple(scores.shape)}.")
-        drop = scores.to(images.device).float()[:, None] - over_points(evaluate, num_perturbations, target, chunk_size)
+        drop = scores.to(images.device).float()[:, None] - over_points(
+            evaluate, num_perturbations, target, chunk_size, at_once
+        )
     return predicted, drop
 
 
@@ -188,7 +194,7 @@ def infidelity(
         num_perturbations: the number of blocks.
         normalize: scale the map to fit, and the value to [0, 1].
         seed: of the blocks; the same for every image, batch and rank.
-        chunk_size: how many images go through ``score_fn`` at once; ``None`` for B.
+        chunk_size: how many images go through ``score_fn`` at once; ``None`` chooses by their size.
         scores: ``(B,)``, the scores of the images where they are known.
         replacement: ``(B, C, H, W)``, what a block is replaced by; ``None`` for a blurred copy.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from egcam_lightning.chunks import images_at_once
 from egcam_lightning.metrics.functional._maps import check_images, check_replacement, resize, where_finite
 from egcam_lightning.metrics.functional._protocol import ScoreFunction, over_points
 
@@ -36,7 +37,7 @@ def _mean_score(
         return score_fn(mixed.to(images.dtype), target[image])
 
     with torch.no_grad():
-        values = over_points(evaluate, num_steps, target, chunk_size).mean(1)
+        values = over_points(evaluate, num_steps, target, chunk_size, images_at_once(images)).mean(1)
     return where_finite(values, attribution)
 
 
@@ -65,7 +66,7 @@ def insertion_auc(
         attribution: ``(B, h, w)``, signed, at any resolution up to the image's.
         target: ``(B,)`` int64.
         num_steps: the number of points on the curve.
-        chunk_size: how many images go through ``score_fn`` at once; ``None`` for B.
+        chunk_size: how many images go through ``score_fn`` at once; ``None`` chooses by their size.
         replacement: ``(B, C, H, W)``, what pixels are put into; ``None`` for a blurred copy.
 
     Returns:
@@ -107,7 +108,7 @@ def deletion_auc(
         attribution: ``(B, h, w)``, signed, at any resolution up to the image's.
         target: ``(B,)`` int64.
         num_steps: the number of points on the curve.
-        chunk_size: how many images go through ``score_fn`` at once; ``None`` for B.
+        chunk_size: how many images go through ``score_fn`` at once; ``None`` chooses by their size.
         replacement: ``(B, C, H, W)``, what pixels give way to; ``None`` for a blurred copy.
 
     Returns:

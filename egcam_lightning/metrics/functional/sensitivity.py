@@ -78,4 +78,4 @@ def max_sensitivity(
         return relative
 
     with torch.no_grad():
-        return where_finite(over_points(evaluate, num_samples, target, chunk_size).amax(1), attribution)
+        return where_finite(over_points(evaluate, num_samples, target, chunk_size, len(images)).amax(1), attribution)

@@ -1,0 +1,62 @@
+"""Cutting work into chunks that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Elements that go through a pass at once: 16 MB of images, whose activations on the way are many times larger, or 24 MB
+# of activations. From 32 MB on glibc maps fresh pages for every tensor, which costs more than computing with them.
+_IMAGE_ELEMENTS = 2**22
+_POINT_ELEMENTS = 6 * 2**20
+
+
+def images_at_once(images: Tensor) -> int:
+    """How many images of this shape, ``(n, C, H, W)``, go through the whole model at once."""
+    return max(1, _IMAGE_ELEMENTS // max(1, images[:1].numel()))
+
+
+def points_at_once(activation: Tensor) -> int:
+    """How many activations of this shape, ``(n, ...)``, go through the part behind the layer at once."""
+    return max(1, _POINT_ELEMENTS // max(1, activation[:1].numel()))
+
+
+class Chunks:
+    """Cuts work into chunks that fit into memory.
+
+    Args:
+        size: the most at once, ``None`` for as much as the work proposes. Halved, for good, where memory runs out.
+
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+
+    def run(self, total: int, size: int, work: Callable[[slice], None]) -> None:
+        """Call ``work`` on slices of ``range(total)``, of ``size`` or less."""
+        if self.size is not None:
+            size = min(size, self.size)
+        start = 0
+        while start < total:
+            try:
+                work(slice(start, min(start + size, total)))
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                size = self.size = size // 2
+            else:
+                start += size
+                continue
+            # Outside the handler, where the failed pass is no longer referred to and its memory can be had again.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)
