@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-# What all volumes together may take for display, in memory and, before compression, on disk.
-MAX_VOLUME_BYTES = 2**26
+# What all volumes together may take for display: some seconds to compress, once a run.
+MAX_VOLUME_BYTES = 2**25
 
 
 def to_display(

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.regression import spearman_corrcoef
 
+import egcam_lightning.display
 from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback, History
 from egcam_lightning.render import draw
 from egcam_lightning.report.payload import build_payload
@@ -135,7 +136,8 @@ def fit(root: Path, epochs: int, **options: Any) -> ExpectedGradCAMCallback:
         torch.manual_seed(0)
         trainer = Trainer(
             max_epochs=epochs, accelerator="cpu", callbacks=[callback], default_root_dir=root,
-            enable_progress_bar=False, enable_model_summary=False, **options,
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=1,
+            **options,
         )  # fmt: skip
         resume = root / "last.ckpt"
         data = DataLoader(Blobs(64, 0), 8), DataLoader(Blobs(16, 1), 8)
@@ -146,7 +148,7 @@ def fit(root: Path, epochs: int, **options: Any) -> ExpectedGradCAMCallback:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> ExpectedGradCAMCallback:
-    return fit(tmp_path_factory.mktemp("run"), 4, logger=False, enable_checkpointing=False)
+    return fit(tmp_path_factory.mktemp("run"), 4, logger=False)
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +221,17 @@ def test_a_resumed_run_goes_on_from_its_maps_over_all_axes(tmp_path, run):
     events.Reload()
     sheets = [np.asarray(Image.open(BytesIO(i.encoded_image_string))) for i in events.Images("egcam/panels")]
     assert np.array_equal(sheets[-1], draw(resumed.history[-1], resumed.history.probe).sheet())
+
+
+def test_volumes_too_large_to_be_shown_whole_are_measured_whole(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(egcam_lightning.display, "MAX_VOLUME_BYTES", 3 * 8 * SIZE[0] * 12 * 16)
+    small = fit(tmp_path, 1, logger=False)
+    first = run.history[1]
+    assert small.history.probe.images.shape == (8, SIZE[0], 12, 16, 3)
+    assert small.history.probe.masks.shape == (8, SIZE[0], 12, 16)
+    # Blobs begin and end at whole pixels of the smaller picture along its columns, and at halves along its rows.
+    masks = run.history.probe.masks[..., ::2]
+    assert torch.equal(small.history.probe.masks, masks[:, :, ::2] | masks[:, :, 1::2])
+    assert torch.equal(small.history[-1].attribution, first.attribution)
+    assert small.history[-1].metrics["relevance_mass"] == first.metrics["relevance_mass"]
+    assert draw(small.history[-1], small.history.probe).slices == draw(first, run.history.probe).slices

@@ -89,6 +89,18 @@ def test_the_heat_is_the_heatmaps_at_that_slice(show):
     assert len(set(tiles(page))) == 2
 
 
+def test_what_speaks_against_in_the_planes_beside_hides_no_heat(show):
+    maps = at_planes(1)
+    maps[:, [0, 2]] = -9.0
+    page = show(make_volumes(maps, depth=16))
+    assert slice_shown(page, 0) == "7 of 16"
+    assert "nothing positive" not in page.locator(".row .facts").inner_text()
+    assert np.abs(pixels(page)[:20, :20] - 20 * 6).max() > 60
+    choose(page, "mode", "signed")
+    blue = pixels(page)[-5, -5]
+    assert blue[2] > blue[0] + 40
+
+
 def test_the_page_holds_the_slices_that_are_shown_and_no_others():
     history = make_volumes(at_planes(0, 3), at_planes(2, 3), at_planes(0, 3))
     (run,) = build_payload([history], ["run"])["runs"]
