@@ -54,8 +54,10 @@ class ExpectedGradCAMCallback(Callback):
         class_names: names of the classes; ``None``: those of the data set, where it has them.
         mean: mean that images were normalised with, for display; ``None``: that of the data set's ``Normalize``.
         std: the standard deviation.
-        input_key: key or position of the images in a batch; ``None`` finds the usual ones.
-        output_key: key, attribute or position of the logits in the model's output; ``None`` finds the usual ones.
+        input_key: key or position of the images in a batch, with dots to lead deeper (``"views.0"``); ``None`` finds
+            the usual ones.
+        output_key: key, attribute or position of the logits in the model's output, with dots to lead deeper; ``None``
+            finds the usual ones.
         forward_fn: ``forward_fn(module, images, *others)`` that calls the model; ``None`` for
             ``module(images, *others)``.
         additional_keys: keys or positions, in a batch, of what the model takes besides the images: tensors with a row

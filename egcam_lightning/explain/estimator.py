@@ -49,7 +49,8 @@ class ExpectedGradCAM:
         score: what is explained: ``"logit"``, ``"log_probability"``, ``"probability"`` or ``"margin"`` of a class;
             ``"region"``, the mean logit of a class over where it is predicted, of a segmentation; ``"value"`` of a
             regression; or a callable from (output, target ``(B,)``) to ``(B,)``.
-        output_key: key, attribute or position of the logits in the model's output; ``None`` finds the usual ones.
+        output_key: key, attribute or position of the logits in the model's output, with dots to lead deeper; ``None``
+            finds the usual ones.
         forward_fn: ``forward_fn(model, images, *additional_forward_args)`` to call the model; ``None`` for
             ``model(images, *additional_forward_args)``.
         reshape_transform: from the layer's activation to ``(N, K, h, w)``, where its layout cannot be inferred.
