@@ -17,9 +17,10 @@ from egcam_lightning.explain.cut import Cut, carrier_like, varies
 from egcam_lightning.explain.draws import Draws, sample_draws
 from egcam_lightning.explain.find import find_layer
 from egcam_lightning.explain.layout import Layout
+from egcam_lightning.explain.outputs import select_output
 from egcam_lightning.explain.perturbation import Perturbation, Weighting, check_choice
 from egcam_lightning.explain.run import Run, capture, rows_of
-from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_score, in_float, select_output
+from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_score, in_float
 from egcam_lightning.explain.several import mean_over_layers
 from egcam_lightning.isolation import isolated
 from egcam_lightning.snapshot import Explanation

@@ -15,7 +15,8 @@ from torch.nn.functional import softmax
 from toy_networks import CLASSES, VGG, Case, Wrapped, images, pooled_gap, relative_error, seeded
 
 from egcam_lightning.explain import Draws, ExpectedGradCAM, Perturbation
-from egcam_lightning.explain.scores import as_score, num_classes, predicted_class, select_output
+from egcam_lightning.explain.outputs import select_output
+from egcam_lightning.explain.scores import as_score, num_classes, predicted_class
 
 LOGITS = torch.tensor([[1.0, 3.0, -2.0], [0.5, -1.0, 0.0]])
 
