@@ -164,11 +164,11 @@ class Run:
         origin = self.baseline_activation if self.from_points else self.baseline_inputs
         # Points are the largest tensors here, and each pass over them takes its time: hence in place.
         if origin is None:
-            points = values.index_select(0, rows).float()
+            points = values[rows].float()
         else:
-            points = origin.index_select(0, columns).float()
+            points = origin[columns].float()
             if not self.from_points:
-                difference = values.index_select(0, rows).float() - points
+                difference = values[rows].float() - points
             points.addcmul_(difference, place.view(-1, *[1] * (points.ndim - 1)))
         if noise is not None:
             points += self.perturbation.noise * self._deviation(values)[rows] * noise
@@ -180,9 +180,9 @@ class Run:
         return points.to(self.inputs.dtype)
 
     def _difference(self, rows: Tensor, columns: Tensor) -> Tensor:
-        difference = self.activation.index_select(0, rows).float()
+        difference = self.activation[rows].float()
         if self.baseline_activation is not None:
-            difference -= self.baseline_activation.index_select(0, columns)
+            difference -= self.baseline_activation[columns]
         return difference
 
     def _deviation(self, values: Tensor) -> Tensor:
