@@ -78,6 +78,14 @@ def find_labels(batch: Any, images: Path, others: Sequence[Path] = ()) -> Path |
     return None
 
 
+def find_label_sets(batch: Any, images: Path) -> Path | None:
+    """Find the labels of a multi-label task: zeros and ones ``(B, classes)``, or ``None``."""
+    count = len(get(batch, images))
+    sets = [(p, leaf) for p, leaf in _leaves(batch) if p != images and _is_label_sets(leaf, count)]
+    positional = [path for path, _ in sets if path == (1,)]
+    return _by_name([path for path, _ in sets], LABEL_KEYS) or next(iter(positional), None)
+
+
 def find_others(batch: Any, images: Path, keys: Sequence[Key]) -> tuple[Path, ...]:
     """Find the model's other inputs under ``keys``: tensors with a row an image.
 
@@ -204,6 +212,12 @@ def _is_label(value: Any, count: int) -> bool:
     if not isinstance(value, Tensor) or value.is_complex() or value.shape not in ((count,), (count, 1)):
         return False
     return not value.is_floating_point() or bool(((value == 0) | (value == 1)).all())
+
+
+def _is_label_sets(value: Any, count: int) -> bool:
+    if not isinstance(value, Tensor) or value.is_complex() or value.ndim != 2 or len(value) != count:
+        return False
+    return value.shape[1] > 1 and bool(((value == 0) | (value == 1)).all())
 
 
 def _describe(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from torchmetrics import Metric
 
 from egcam_lightning import metrics as m
 from egcam_lightning.explain import ExpectedGradCAM
+from egcam_lightning.explain.run import rows_of
 from egcam_lightning.metrics import functional as F
 from egcam_lightning.probe import Probe
 from egcam_lightning.ranks import Ranks
@@ -133,6 +134,7 @@ class Look:
 
         """
         self._baselines, self._dtype = baselines, probe.dtype
+        sets = probe.target_sets
         rows, own = self.ranks.share(len(probe))
 
         def explain() -> tuple[Tensor, tuple[Tensor, ...], Explanation, Tensor | None]:
@@ -162,7 +164,8 @@ class Look:
             layer=explanation.layer,
             baselines=generation,
             attribution=maps,
-            target=whole(explanation.target),
+            # A set is shown by the first of its classes, which stays while the model changes.
+            target=whole(explanation.target) if sets is None else sets.int().argmax(1),
             prediction=whole(explanation.prediction),
             score=whole(explanation.score),
             baseline_score=whole(explanation.baseline_score),
@@ -214,6 +217,7 @@ class Look:
             "baseline_score": snapshot.baseline_score,
             "off_grid": snapshot.off_grid,
         }
+        sets = probe.target_sets
         if probe.masks is not None:
             everything["mask"] = probe.masks
         values: dict[str, float | None] = {}
@@ -221,14 +225,30 @@ class Look:
             null = F.consensus_null(probe.masks, snapshot.target, tuple(maps.shape[1:]))
             values["consensus_null"] = None if null is None else float(null)
         self.failures = {}
+        targets = explanation.target if sets is None else sets[self.ranks.share(len(probe))[0]].to(self.device)
+        score_of = self.ranks.together(lambda: self.explainer.bind(images, targets, *others))
+
+        def score(probability: bool) -> Callable[[Tensor, Tensor], Tensor]:
+            return lambda points, rows: score_of(self._as_inputs(points), rows, probability)
+
+        def explain(points: Tensor, rows: Tensor) -> Tensor:
+            given = rows_of(others, rows)
+            points = self._as_inputs(points)
+            return self.explainer(points, self._baselines, targets[rows], additional_forward_args=given).attribution
+
         for key, metric in self.metrics.items():
             takes_images = "images" in metric._filter_kwargs(**share)
             if isinstance(metric, (m.RelevanceMass, m.PointingGame)) and probe.masks is None:
                 continue
             arguments = metric._filter_kwargs(**(share if takes_images else everything))
-            bound = self._bind(metric, explanation.target, others)
-            if bound and others:
+            # A metric repeats and reorders images and targets alike. One that asks the model is given the images' rows
+            # for their targets, by which these, the model's other inputs and a segmentation's regions are found.
+            functions = {"score_fn": score(isinstance(metric, (m.InsertionAUC, m.DeletionAUC))), "explain_fn": explain}
+            bound = [name for name in functions if getattr(metric, name, 0) is None]  # unless the user gave one
+            if bound:
                 arguments["target"] = torch.arange(own, device=self.device)
+            for name in bound:
+                setattr(metric, name, functions[name])
             try:
                 metric._to_sync = takes_images  # setting `sync_on_compute` has no effect once it is made
                 update = partial(self._update, metric, arguments if own or not takes_images else None)
@@ -252,37 +272,6 @@ class Look:
         metric.to("cpu" if arguments is not None and "images" not in arguments else self.device)
         if arguments is not None:
             metric.update(**arguments)
-
-    def _bind(self, metric: Metric, targets: Tensor, others: tuple[Tensor, ...]) -> list[str]:
-        """Give a metric the model, unless the user did, and return the names of what was given.
-
-        A metric repeats and reorders images and targets alike. Where the model takes other inputs, it is given the
-        images' rows for their targets, by which both are found.
-        """
-        bound = []
-
-        def found(target: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            return (targets[target], tuple(other[target] for other in others)) if others else (target, ())
-
-        if getattr(metric, "score_fn", 0) is None:
-            probability = isinstance(metric, (m.InsertionAUC, m.DeletionAUC))
-
-            def score(images: Tensor, target: Tensor) -> Tensor:
-                target, given = found(target)
-                return self.explainer.scores(self._as_inputs(images), target, *given, probability=probability)
-
-            metric.score_fn = score
-            bound.append("score_fn")
-        if getattr(metric, "explain_fn", 0) is None:
-
-            def explain(images: Tensor, target: Tensor) -> Tensor:
-                target, given = found(target)
-                images = self._as_inputs(images)
-                return self.explainer(images, self._baselines, target, additional_forward_args=given).attribution
-
-            metric.explain_fn = explain
-            bound.append("explain_fn")
-        return bound
 
     def _as_inputs(self, images: Tensor) -> Tensor:
         if not self._dtype.is_floating_point:

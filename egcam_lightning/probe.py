@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egcam_lightning.batches import Key, find_images, find_labels, find_masks, find_others, get, take
+from egcam_lightning.batches import Key, find_images, find_label_sets, find_labels, find_masks, find_others, get, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,9 +19,10 @@ class Probe:
 
     Attributes:
         images: ``(N, C, H, W)``, rounded to their storage type, on the CPU.
-        labels: ``(N,)`` int64, or ``None``.
+        labels: ``(N,)`` int64, or ``None``; of a multi-label task ``(N, classes)`` bool.
         masks: ``(N, H, W)`` bool, where the object is, or ``None``.
-        targets: ``(N,)`` int64, the explained classes; ``None`` as long as they are not settled.
+        targets: ``(N,)`` int64, the explained classes, or ``(N, classes)`` bool, sets of them; ``None`` as long as
+            they are not settled.
         dtype: the type in which the model takes them.
         others: the model's other inputs, ``(N, ...)`` each, on the CPU.
 
@@ -55,7 +56,7 @@ class Probe:
         """
         path = find_images(batch, input_key)
         others = find_others(batch, path, additional_keys)
-        labels = find_labels(batch, path, others)
+        labels = find_labels(batch, path, others) or find_label_sets(batch, path)
         masks = None if masks_key is None else find_masks(batch, path, masks_key)
         size = len(get(batch, path))
 
@@ -67,7 +68,7 @@ class Probe:
         assert images is not None
         return cls(
             images=to_storage(images),
-            labels=None if label is None else label.reshape(-1).long(),
+            labels=None if label is None else _as_labels(label),
             masks=None if mask is None else (mask.reshape(len(mask), *images.shape[2:]) != 0),
             dtype=images.dtype,
             others=tuple(take(get(batch, where), num_images, size).detach().cpu().clone() for where in others),
@@ -93,13 +94,18 @@ class Probe:
         return tuple(other[rows].to(device) for other in self.others)
 
     @property
+    def target_sets(self) -> Tensor | None:
+        """``(N, classes)`` bool: the sets of classes that are explained, where it is not one class an image."""
+        return self.targets if self.targets is not None and self.targets.ndim == 2 else None
+
+    @property
     def shapes(self) -> tuple[torch.Size, ...]:
         """The shape of each of the model's inputs, without the images' dimension."""
         return tuple(tensor.shape[1:] for tensor in (self.images, *self.others))
 
     def with_targets(self, targets: Tensor) -> Probe:
         """The same probe with its explained classes settled."""
-        return replace(self, targets=targets.cpu().long())
+        return replace(self, targets=targets.cpu() if targets.ndim == 2 else targets.cpu().long())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but what the data set gives again, as plain tensors and strings."""
@@ -117,6 +123,13 @@ class Probe:
         """The probe that :meth:`state_dict` was taken of."""
         fields = {name: state[name] for name in ("images", "labels", "masks", "targets", "others")}
         return cls(**fields, dtype=getattr(torch, state["dtype"]))
+
+
+def _as_labels(found: Tensor) -> Tensor:
+    """``(N,)`` int64, one class an image, as far as there is one; otherwise ``(N, classes)`` bool."""
+    if found.ndim < 2 or found.shape[1] == 1:
+        return found.reshape(-1).long()
+    return found.long().argmax(1) if bool((found.sum(1) == 1).all()) else found.bool()
 
 
 def to_storage(images: Tensor) -> Tensor:

@@ -202,7 +202,7 @@ def probe_images(
         masks = interpolate(masks[:, None].float(), size=size, mode="area")[:, 0] >= 0.5
     return ProbeImages(
         images=images,
-        labels=probe.labels,
+        labels=None if probe.labels is None or probe.labels.ndim == 2 else probe.labels,
         class_names=class_names or class_names_of(*sources),
         fingerprint=probe.fingerprint,
         restored=restored,

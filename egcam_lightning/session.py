@@ -14,11 +14,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from egcam_lightning.batches import LABEL_KEYS, find_images, get
+from egcam_lightning.batches import find_images, get
 from egcam_lightning.chunks import is_out_of_memory
 from egcam_lightning.data import validation_data
 from egcam_lightning.explain import ExpectedGradCAM
-from egcam_lightning.explain.scores import OutputScore
 from egcam_lightning.faults import Faults
 from egcam_lightning.isolation import isolated
 from egcam_lightning.logging import log, logger_step
@@ -30,6 +29,7 @@ from egcam_lightning.ranks import Ranks
 from egcam_lightning.record import Record
 from egcam_lightning.settings import Settings
 from egcam_lightning.snapshot import Snapshot
+from egcam_lightning.targets import chosen_targets, known_targets
 
 _NOTICED_SECONDS = 1.5  # people wonder why nothing moves
 
@@ -241,14 +241,12 @@ class Session:
         with isolated(module, seed=settings.seed), torch.no_grad():
             self._try(images, *others)
             output = explainer.forward(images, *others)
-            asked = self._asked_targets(probe, explainer.score)
-            explainer.score.check(output, asked)
-            if settings.target == "runner_up" and asked is not None:
-                explainer.score.runner_up(output, asked[: len(output)].to(output.device))
+            known = known_targets(settings.target, probe.labels, len(probe), output, explainer.score)
+            explainer.score.check(output, known if known is None or known.ndim == 1 else known[: len(output)])
             layer = explainer.find(images, *others)
             fast = explainer.is_fast(images, *others)
-        if probe.targets is None and asked is not None and settings.target != "runner_up":
-            record.probe = probe = probe.with_targets(asked)
+        if probe.targets is None and known is not None:
+            record.probe = probe = probe.with_targets(known)
         metrics = build_metrics(settings.metrics, masks=probe.masks is not None)
         assert explainer.grid is not None
         grid = explainer.grid
@@ -297,19 +295,6 @@ class Session:
                 "as `lambda module, images: module.model(images)`, where it takes them in another way. Where it takes "
                 "more of the batch than the images, name it in `additional_keys`."
             ) from error
-
-    def _asked_targets(self, probe: Probe, score: OutputScore) -> Tensor | None:
-        """The explained classes, as far as they can be known before the model has learnt anything."""
-        if isinstance(self._settings.target, int):
-            return torch.full((len(probe),), self._settings.target)
-        if self._settings.target == "runner_up" and probe.labels is None:
-            raise ValueError(
-                "Expected labels for `target='runner_up'`, but found none in the batch: integers, one an image, second "
-                f"in a tuple or under one of {', '.join(map(repr, LABEL_KEYS))}. Write target='predicted'."
-            )
-        if self._settings.target == "label" and not score.takes_labels:
-            return None
-        return probe.labels if self._settings.target in ("label", "runner_up") else None
 
     def _take(self, look: Look, when: When) -> Snapshot | None:
         record, module = self._record, self._module
@@ -361,20 +346,7 @@ class Session:
             with torch.no_grad():
                 output = look.explainer.forward(*look.inputs(probe, rows))
             labels = None if probe.labels is None else probe.labels[rows].to(look.device)
-            if self._settings.target == "runner_up":
-                assert labels is not None
-                return look.explainer.score.runner_up(output, labels)
-            if not callable(self._settings.target):
-                return look.explainer.score.predict(output).clamp(min=0)
-            targets = torch.as_tensor(self._settings.target(output, labels)).to(look.device)
-            if targets.shape != rows.shape or targets.is_floating_point():
-                raise ValueError(
-                    f"Expected `target` to return a class for each of {len(rows)} images, integers of shape "
-                    f"{tuple(rows.shape)}, but got {targets.dtype} of shape {tuple(targets.shape)}. Write one such as "
-                    "`lambda output, labels: output.argmin(1)`."
-                )
-            look.explainer.score.check(output, targets)
-            return targets
+            return chosen_targets(self._settings.target, labels, output, look.explainer.score)
 
         return probe.with_targets(look.ranks.gather(look.ranks.together(settle), len(probe)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torchmetrics import Metric
 from egcam_lightning.batches import Key
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.look import build_metrics
+from egcam_lightning.targets import Target, check_target
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class Settings:
     """
 
     explainer: Mapping[str, Any]
-    target: str | int | Callable[..., Any]
+    target: Target
     metrics: str | tuple[str | Metric, ...]
     num_images: int
     num_baselines: int
@@ -54,12 +55,7 @@ class Settings:
                 "Expected `max_overhead` to be a share between 0 and 1, or None for any, but got "
                 f"{self.max_overhead!r}."
             )
-        named = self.target in ("label", "predicted", "runner_up") if isinstance(self.target, str) else False
-        if not named and not isinstance(self.target, int) and not callable(self.target):
-            raise ValueError(
-                "Expected `target` to be 'label', 'predicted', 'runner_up', a class or a callable, but got "
-                f"{self.target!r}."
-            )
+        check_target(self.target)
         if self.colormap != "inferno":  # the default is known, and matplotlib need not be loaded for it
             from egcam_lightning.render import color_table
 

@@ -167,25 +167,30 @@ class ExpectedGradCAM:
         # `squeeze()` takes the images' dimension too, where there is one image and one logit.
         return logits[None] if isinstance(logits, Tensor) and logits.ndim == 0 else logits
 
-    def scores(self, images: Tensor, target: Tensor, *others: Any, probability: bool = False) -> Tensor:
-        """The explained score of each image, as the model gives it now.
+    def bind(self, images: Tensor, target: Tensor, *others: Any) -> Callable[[Tensor, Tensor, bool], Tensor]:
+        """The explained score of what takes the place of images, such as images with a block blurred.
 
         Args:
-            images: ``(n, C, H, W)``.
-            target: ``(n,)`` int64.
+            images: ``(B, C, H, W)``.
+            target: ``(B,)`` int64, or ``(B, classes)`` bool.
             *others: the model's other inputs, with a row an image.
-            probability: the target's probability instead, where the score has one.
 
         Returns:
-            ``(n,)`` float32.
+            From ``(n, C, H, W)``, the images ``(n,)`` whose places they take, and whether to give probabilities where
+            the score has them, to ``(n,)`` float32.
 
         """
-        score: Score = self.score.shown if probability else self.score
-        return check_score(score(in_float(self.forward(images, *others)), target), len(images))
+        output = images
+        if self.score.looks_at_images:
+            with torch.no_grad():
+                output = in_float(self.forward(images, *others))
+        bound = [score.bind(output, target) for score in (self.score, self.score.shown)]
 
-    def predict(self, images: Tensor, *others: Any) -> Tensor:
-        """``(n,)`` int64: what the model predicts for images ``(n, C, H, W)``, -1 where the score has no classes."""
-        return self.score.predict(self.forward(images, *others))
+        def scores(points: Tensor, rows: Tensor, probability: bool) -> Tensor:
+            output = in_float(self.forward(points, *rows_of(others, rows)))
+            return check_score(bound[probability](output, rows), len(points))
+
+        return scores
 
     def find(self, images: Tensor, *others: Any) -> str:
         """Find the target layer, unless it has been found, and return its name.

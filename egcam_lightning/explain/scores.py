@@ -39,10 +39,14 @@ class OutputScore:
 
     Attributes:
         takes_labels: whether the label of an image may be its target.
+        takes_sets: whether a set of classes may be.
+        looks_at_images: whether what is explained depends on the output for the images themselves.
 
     """
 
     takes_labels = True
+    takes_sets = False
+    looks_at_images = False
 
     def __init__(self, function: Score) -> None:
         self._function = function
@@ -90,6 +94,8 @@ class OutputScore:
 class LogitScore(OutputScore):
     """A score of class logits: the named ones."""
 
+    takes_sets = True
+
     def check(self, output: Any, target: Tensor | None) -> None:
         """Raise unless the output is ``(B, classes)`` or one logit an image, and every target is a class."""
         check_logits(output, target)
@@ -135,6 +141,8 @@ class RegionScore(OutputScore):
         probability: the mean probability instead of the mean logit.
 
     """
+
+    looks_at_images = True
 
     def __init__(self, mask: Tensor | None = None, probability: bool = False) -> None:
         super().__init__(self._of_own_region)

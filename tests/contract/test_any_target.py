@@ -148,9 +148,57 @@ def test_the_score_of_the_class_is_the_one_asked_for(tmp_path, score, of_logits)
 MULTI_HOT = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1]]).repeat(2, 1).float()
 
 
+@pytest.mark.parametrize("target", ["label", lambda output, labels: labels], ids=["label", "a callable"])
+def test_the_set_of_an_images_labels_is_explained_by_their_mean(tmp_path, target):
+    net = Net(loss=binary_cross_entropy_with_logits)
+    callback = run(
+        tmp_path, net, MULTI_HOT, target=target, epochs=3, metrics=("infidelity", "insertion_auc", "max_sensitivity")
+    )
+    sets = MULTI_HOT[CHOSEN]
+    mean = (output_of(net) * sets).sum(1) / sets.sum(1)
+    assert_explains(callback, [0, 0, 0, 0], mean)
+    assert callback.history[-1].drift_previous is not None
+    assert {"infidelity", "insertion_auc", "max_sensitivity"} <= set(callback.history[-1].metrics)
+    assert callback.history[-1].metrics["infidelity"] < 1
+
+
+def test_sets_of_more_images_than_are_tried_at_first_are_explained(tmp_path):
+    net = Net(loss=binary_cross_entropy_with_logits)
+    callback = run(tmp_path, net, MULTI_HOT, num_images=COUNT)
+    with torch.no_grad():
+        mean = (net(pictures()) * MULTI_HOT).sum(1) / MULTI_HOT.sum(1)
+    torch.testing.assert_close(callback.history[-1].score, mean, rtol=1e-4, atol=1e-5)
+
+
+def test_one_hot_labels_are_labels(tmp_path):
+    net = Net()
+    callback = run(tmp_path, net, torch.nn.functional.one_hot(LABELS, CLASSES).float())
+    assert callback.history.probe.labels.tolist() == LABELS[CHOSEN].tolist()
+    assert_explains(callback, LABELS[CHOSEN], of(output_of(net), LABELS[CHOSEN]))
+
+
+def test_zeros_and_ones_that_are_not_of_the_models_classes_are_no_labels(tmp_path):
+    net = Net(loss=lambda logits, attributes: logits.square().mean())
+    callback = run(tmp_path, net, torch.cat([MULTI_HOT, MULTI_HOT], 1))
+    logits = output_of(net)
+    assert_explains(callback, logits.argmax(1), logits.amax(1))
+
+
+def test_of_an_image_without_labels_the_top_class_stands_for_them(tmp_path):
+    net = Net(loss=binary_cross_entropy_with_logits)
+    labels = MULTI_HOT.clone()
+    labels[2] = 0
+    callback = run(tmp_path, net, labels)
+    logits = output_of(net)
+    sets = labels[CHOSEN]
+    expected = (logits * sets).sum(1) / sets.sum(1)
+    expected[1] = logits[1].max()
+    torch.testing.assert_close(callback.history[-1].score, expected)
+
+
 def test_of_several_labels_the_class_that_the_model_holds_most_likely_is_explained(tmp_path):
     net = Net(loss=binary_cross_entropy_with_logits)
-    callback = run(tmp_path, net, MULTI_HOT)
+    callback = run(tmp_path, net, MULTI_HOT, target="predicted")
     logits = output_of(net)
     assert callback.history.probe.labels is None
     assert_explains(callback, logits.argmax(1), logits.amax(1))
@@ -308,7 +356,7 @@ def test_a_segmented_class_is_explained_over_a_given_mask(tmp_path, rows):
     net = segmenter()
     callback = run(
         tmp_path, net, MASKS, score=RegionScore(mask), target=2, num_samples=8,
-        metrics=("insertion_auc", "infidelity") if rows == 1 else (),
+        metrics=("insertion_auc", "infidelity"),
     )  # fmt: skip
     assert_explains(callback, [2] * 4, output_of(net)[:, 2, 2:5, 3:9].mean((1, 2)))
     # The head is a 1x1 convolution: what lies outside the mask does not matter to its score.

@@ -70,14 +70,19 @@ def test_a_metric_sees_each_image_with_its_own(tmp_path: Any) -> None:
     """Metrics repeat images: the score of a repeated image is that with its own inputs, whatever its place."""
     callback = make_callback(additional_keys=["row", "place"], metrics=["infidelity"])
     asked: list[tuple[Tensor, Tensor]] = []
-    scores = ExpectedGradCAM.scores
+    bind = ExpectedGradCAM.bind
 
-    def listen(self: ExpectedGradCAM, pictures: Tensor, target: Tensor, *others: Tensor, **kwargs: Any) -> Tensor:
-        asked.append((target, others[1]))
-        return scores(self, pictures, target, *others, **kwargs)
+    def listen(self: ExpectedGradCAM, pictures: Tensor, target: Tensor, *others: Tensor) -> Any:
+        score = bind(self, pictures, target, *others)
+
+        def scores(points: Tensor, rows: Tensor, probability: bool) -> Tensor:
+            asked.append((target[rows], others[1][rows]))
+            return score(points, rows, probability)
+
+        return scores
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ExpectedGradCAM, "scores", listen)
+        patch.setattr(ExpectedGradCAM, "bind", listen)
         run(tmp_path, callback, max_epochs=1)
     probe = callback._record.probe
     assert probe is not None
