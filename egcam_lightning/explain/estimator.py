@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from egcam_lightning.chunks import Chunks
-from egcam_lightning.explain.cut import Cut, carrier_like, varies
+from egcam_lightning.explain.cut import Cut, carrier_like, smaller, varies
 from egcam_lightning.explain.draws import Draws, sample_draws
 from egcam_lightning.explain.find import find_layer
 from egcam_lightning.explain.layout import Layout
@@ -427,7 +427,7 @@ class ExpectedGradCAM:
                 cut, run.baseline_inputs, self._chunks, run.baseline_others
             )
         in_activations = self.perturbation.space == "activation"
-        is_cut = (in_activations or kind == "none") and run.is_cut()
+        is_cut = (in_activations or kind == "none") and self._is_cut(run)
         # The gradient at the image itself is the same, whichever way it is had.
         differs = in_activations and not is_cut and not (kind == "none" and self.perturbation.noise == 0)
         if differs and not self._said_no_cut and run.tells_images_apart:
@@ -472,6 +472,18 @@ class ExpectedGradCAM:
             size=tuple(inputs.shape[2:]),
             layer=cut.name,
         )
+
+    def _is_cut(self, run: Run) -> bool:
+        """Whether the layer is a cut of the network, and for which carrier.
+
+        Even one much smaller than the images will often do, and what comes before the layer then costs next to nothing.
+        """
+        for carrier in [*smaller(run.carrier), run.carrier]:
+            run.carrier = carrier
+            with isolated(self.model, seed=self.seed):  # a model may settle on the size of the images that it has seen
+                if run.is_cut():
+                    return True
+        return False
 
     def _targets(self, output: Any, target: Tensor | int | None, count: int, device: torch.device) -> Tensor:
         if target is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from egcam_lightning.chunks import Chunks, images_at_once, points_at_once
-from egcam_lightning.explain.cut import Cut, carrier_like, gradient_at, smaller, varies
+from egcam_lightning.explain.cut import Cut, carrier_like, gradient_at, varies
 from egcam_lightning.explain.draws import Draws, sample_noise
 from egcam_lightning.explain.layout import Layout
 from egcam_lightning.explain.perturbation import Perturbation
@@ -85,11 +85,7 @@ class Run:
         return check_score(self.score_of(in_float(output), rows), len(rows))
 
     def is_cut(self) -> bool:
-        """Whether the layer is a cut of the network, as far as these images and their baselines tell.
-
-        Where it is one even for a carrier smaller than the images, that one is taken from here on: what comes before
-        the layer then costs next to nothing.
-        """
+        """Whether the layer is a cut of the network, as far as these images, their baselines and the carrier tell."""
         activation, output, others = self.activation, self.output, self.others
         # Few images may not tell whether the output varies: let baselines help, or else a noise image.
         if len(activation) < 4 and self.baseline_activation is not None and self.baseline_output is not None:
@@ -103,23 +99,16 @@ class Run:
             others = _joined(others, first)
         self.tells_images_apart = varies(output)
 
-        def holds(carrier: Tensor) -> bool:
-            def replay() -> Tensor:
-                outputs: list[Tensor] = []
+        def replay() -> Tensor:
+            outputs: list[Tensor] = []
 
-                def one(chunk: slice) -> None:
-                    outputs.append(self.cut.from_points(activation[chunk], carrier, *rows_of(others, chunk))[1])
+            def one(chunk: slice) -> None:
+                outputs.append(self.cut.from_points(activation[chunk], self.carrier, *rows_of(others, chunk))[1])
 
-                self.chunks.run(len(activation), points_at_once(activation), one)
-                return torch.cat(outputs)
+            self.chunks.run(len(activation), points_at_once(activation), one)
+            return torch.cat(outputs)
 
-            return self.cut.holds(activation, output, carrier, replay=replay)
-
-        for carrier in smaller(self.carrier):
-            if holds(carrier):
-                self.carrier = carrier
-                return True
-        return holds(self.carrier)
+        return self.cut.holds(activation, output, self.carrier, replay=replay)
 
     def maps(self, draws: Draws, image_index: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The signed map ``(S, B, h, w)`` and the off-grid attribution ``(S, B)`` of every draw."""

@@ -44,10 +44,12 @@ class Data(LightningDataModule):
 
 def collate(samples):
     pictures, labels = (torch.stack(parts) for parts in zip(*samples, strict=True))
-    return {"picture": pictures, "label": labels, "object": (pictures.mean(1) > 1).float()}
+    weight = torch.full((len(labels),), 2.0)
+    return {"picture": pictures, "label": labels, "object": (pictures.mean(1) > 1).float(), "weight": weight}
 
 
-def call_twice(module, images):
+def call_twice(module, images, weight):
+    assert bool((weight == 2.0).all())
     return module(images, twice=True)
 
 
@@ -86,6 +88,7 @@ EVERYTHING = {
     "input_key": "picture",
     "output_key": "classes",
     "forward_fn": f"{__name__}.call_twice",
+    "additional_keys": ["weight"],
     "masks_key": "object",
     "max_overhead": 0.9,
     "seed": 7,
