@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +15,13 @@ from egcam_lightning.chunks import Chunks
 from egcam_lightning.explain.cut import Cut, carrier_like, smaller, varies
 from egcam_lightning.explain.draws import Draws, sample_draws
 from egcam_lightning.explain.find import find_layer
+from egcam_lightning.explain.inputs import as_targets, as_tuple, check_inputs
 from egcam_lightning.explain.layout import Layout
-from egcam_lightning.explain.outputs import select_output
 from egcam_lightning.explain.perturbation import Perturbation, Weighting, check_choice
 from egcam_lightning.explain.run import Run, capture, rows_of
 from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_score, in_float
 from egcam_lightning.explain.several import mean_over_layers
+from egcam_lightning.explain.subject import Subject
 from egcam_lightning.isolation import isolated
 from egcam_lightning.snapshot import Explanation
 
@@ -123,12 +123,10 @@ class ExpectedGradCAM:
         self.num_samples = 1 if self.perturbation.single_draw else num_samples
         self.seed = seed
         self.score = as_score(score)
-        self.output_key = output_key
-        self.forward_fn = forward_fn
+        self._subject = Subject(model, forward_fn, output_key)
         self.reshape_transform = reshape_transform
         self._chunks = Chunks(chunk_size)
         self._found: tuple[Cut, Layout] | None = None
-        self._channels_last = False
         self._size: tuple[int, ...] = ()
         self._said_no_cut = False
         several = target_layer if isinstance(target_layer, (list, tuple)) else ()
@@ -159,13 +157,7 @@ class ExpectedGradCAM:
 
     def forward(self, images: Tensor, *others: Any) -> Any:
         """The model's output for its inputs, before anything is explained: the logits, as ``output_key`` finds them."""
-        if self._channels_last and images.ndim == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
-        call = self.model if self.forward_fn is None else partial(self.forward_fn, self.model)
-        output = call(images, *others)
-        logits = select_output(output, self.output_key)
-        # `squeeze()` takes the images' dimension too, where there is one image and one logit.
-        return logits[None] if isinstance(logits, Tensor) and logits.ndim == 0 else logits
+        return self._subject(images, *others)
 
     def bind(self, images: Tensor, target: Tensor, *others: Any) -> Callable[[Tensor, Tensor, bool], Tensor]:
         """The explained score of what takes the place of images, such as images with a block blurred.
@@ -219,32 +211,13 @@ class ExpectedGradCAM:
                 if not varies(sample):  # whether a layer is a cut shows only where outputs differ
                     sample, rows = torch.cat([sample[:1], carrier_like(sample, seed=1)]), torch.zeros(2).long()
                 given = rows_of(others, rows.to(images.device))
-                self._channels_last = self._takes_channels_last(sample, given)
-                cut, layout = find_layer(
-                    self.model, lambda x: self.forward(x, *given), sample, target, self.reshape_transform
-                )
-                self._found = Cut(cut.module, cut.name, self.forward), layout
+                if self.reshape_transform is None:  # which need not know of formats
+                    self._subject.settle_format(sample, *given)
+                forward = lambda x: self._subject(x, *given)  # noqa: E731
+                cut, layout = find_layer(self.model, forward, sample, target, self.reshape_transform)
+                self._found = Cut(cut.module, cut.name, self._subject), layout
                 self._size = size
         return self._found[0].name
-
-    def _takes_channels_last(self, images: Tensor, others: tuple[Any, ...]) -> bool:
-        """Whether images that lie channels last in memory, which convolutions on a CPU are faster with, change nothing.
-
-        They may: a ``view`` behind a convolution raises, and operators of the model's own may misread them.
-        """
-        self._channels_last = False
-        if images.ndim != 4 or images.device.type != "cpu" or not _convolves(self.model):
-            return False
-        with torch.no_grad():
-            expected = self.forward(images, *others)
-            self._channels_last = True
-            try:
-                output = self.forward(images, *others)
-            except RuntimeError:
-                return False
-        if not isinstance(output, Tensor) or output.shape != expected.shape:
-            return False
-        return bool((output - expected).abs().max() <= 1e-5 * expected.abs().max())
 
     def is_fast(self, images: Tensor, *others: Any) -> bool:
         """Whether paths run between activations, so that a draw costs only the part of the network behind the layer.
@@ -312,8 +285,8 @@ class ExpectedGradCAM:
                     image_index=image_index,
                 )
             )
-        others = _as_tuple(additional_forward_args)
-        self._check(inputs, baselines, others, draws)
+        others = as_tuple(additional_forward_args)
+        check_inputs(self.perturbation, inputs, baselines, others, draws)
         with torch.inference_mode(False), torch.no_grad(), isolated(self.model, seed=self.seed):
             # Inference tensors cannot be saved for a gradient; a clone made here is an ordinary tensor.
             inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
@@ -353,40 +326,6 @@ class ExpectedGradCAM:
         explain = {"additional_forward_args": additional_forward_args, "draws": draws, "image_index": image_index}
         return [part(inputs, baselines, target, **explain) for part in parts]
 
-    def _check(self, inputs: Tensor, baselines: Tensor | None, others: tuple[Any, ...], draws: Draws | None) -> None:
-        if inputs.ndim < 4 or len(inputs) == 0:
-            raise ValueError(f"Expected `inputs` of shape (images, channels, *size), but got {tuple(inputs.shape)}.")
-        for other in others:
-            if isinstance(other, Tensor) and other.shape[:1] != inputs.shape[:1]:
-                raise ValueError(
-                    f"Expected tensors of `additional_forward_args` to have {len(inputs)} rows, one an image, but got "
-                    f"the shape {tuple(other.shape)}. Give one that is the same for all images to the model in "
-                    "`forward_fn`."
-                )
-        rows = 1
-        if self.perturbation.needs_baselines:
-            if baselines is None or len(baselines) == 0:
-                raise ValueError(
-                    "Expected `baselines`, images from the training data, since the perturbation's baseline is 'data'. "
-                    "Pass some, or a perturbation with baseline='zeros'."
-                )
-            if baselines.shape[1:] != inputs.shape[1:]:
-                raise ValueError(
-                    f"Expected `baselines` of the inputs' shape {tuple(inputs.shape[1:])}, but got "
-                    f"{tuple(baselines.shape[1:])}."
-                )
-            rows = len(baselines)
-        if draws is not None:
-            if draws.place.shape[1] != len(inputs):
-                raise ValueError(
-                    f"Expected draws for {len(inputs)} images, but got them for {draws.place.shape[1]} "
-                    f"(shape {tuple(draws.place.shape)}, draws first)."
-                )
-            if self.perturbation.baseline != "none" and not (
-                int(draws.baseline_index.min()) >= 0 and int(draws.baseline_index.max()) < rows
-            ):
-                raise ValueError(f"Expected `baseline_index` between 0 and {rows - 1}, the rows of the baselines.")
-
     def _explain(
         self,
         inputs: Tensor,
@@ -402,7 +341,7 @@ class ExpectedGradCAM:
         references = {"data": baselines, "zeros": torch.zeros_like(inputs[:1]), "none": None}[kind]
 
         activation, output = capture(cut, inputs, self._chunks, others)
-        targets = self._targets(output, target, len(inputs), inputs.device)
+        targets = as_targets(target, output, len(inputs), inputs.device, self.score)
         score_of = self.score.bind(in_float(output), targets)
         run = Run(
             self.perturbation,
@@ -416,6 +355,7 @@ class ExpectedGradCAM:
             output,
             score_of,
             carrier_like(inputs),
+            linear_score=self.score.linear,
         )
         if references is not None:
             run.baseline_inputs = references
@@ -484,32 +424,6 @@ class ExpectedGradCAM:
                 if run.is_cut():
                     return True
         return False
-
-    def _targets(self, output: Any, target: Tensor | int | None, count: int, device: torch.device) -> Tensor:
-        if target is None:
-            self.score.check(output, None)
-            return self.score.predict(output).clamp(min=0)
-        targets = torch.as_tensor(target, device=device)
-        if targets.ndim == 2 and targets.dtype == torch.bool and len(targets) == count:
-            self.score.check(output, targets)
-            return targets
-        if targets.is_floating_point() or targets.ndim > 1 or (targets.ndim == 1 and len(targets) != count):
-            raise ValueError(
-                f"Expected `target` to be an integer, integers of shape ({count},) or bool of shape ({count}, "
-                f"classes), but got {targets.dtype} of shape {tuple(targets.shape)}."
-            )
-        targets = targets.long().expand(count)
-        self.score.check(output, targets)
-        return targets
-
-
-def _convolves(model: nn.Module) -> bool:
-    return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1  # more than a transformer's patches
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    """As captum does: one of them needs no tuple, and ``None`` is none."""
-    return () if value is None else value if isinstance(value, tuple) else (value,)
 
 
 def expected_gradcam(

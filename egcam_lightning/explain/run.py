@@ -13,6 +13,7 @@ from egcam_lightning.chunks import Chunks, images_at_once, points_at_once
 from egcam_lightning.explain.cut import Cut, carrier_like, gradient_at, varies
 from egcam_lightning.explain.draws import Draws, sample_noise
 from egcam_lightning.explain.layout import Layout
+from egcam_lightning.explain.linear import is_linear
 from egcam_lightning.explain.perturbation import Perturbation
 from egcam_lightning.explain.scores import check_rows, check_score, in_float
 
@@ -57,6 +58,7 @@ class Run:
         baseline_activation: theirs at the layer.
         baseline_output: the model's output for them.
         baseline_others: the model's other inputs that they are seen with.
+        linear_score: whether the score is linear in the model's output.
         tells_images_apart: whether the model's output depends on the image at all.
         from_points: whether paths run between activations, else between images.
 
@@ -77,6 +79,7 @@ class Run:
     baseline_activation: Tensor | None = None
     baseline_output: Tensor | None = None
     baseline_others: tuple[Any, ...] = ()
+    linear_score: bool = False
     tells_images_apart: bool = True
     from_points: bool = False
 
@@ -124,6 +127,9 @@ class Run:
             )
         image = torch.arange(images, device=self.inputs.device).repeat(samples)
         baseline, place = draws.baseline_index.flatten(), draws.place.flatten().float()
+        gradients = self._constant_gradients()
+        if gradients is not None:
+            return self._linear_maps(gradients, image.view(samples, images), draws.baseline_index)
 
         def one(chunk: slice) -> None:
             rows, columns = image[chunk], baseline[chunk]
@@ -146,6 +152,40 @@ class Run:
 
         self.chunks.run(samples * images, at_once(base), one)
         return maps.view(samples, images, *self.layout.grid), off_grid.view(samples, images)
+
+    def _constant_gradients(self) -> Tensor | None:
+        """``(B, ...)``: each image's gradient at the layer, where it is the same all along the paths; else ``None``."""
+        if not (self.from_points and self.linear_score):
+            return None
+        gradients: list[Tensor] = []
+
+        def one(chunk: slice) -> None:
+            rows = torch.arange(chunk.start, chunk.stop, device=self.inputs.device)
+            with torch.enable_grad():
+                leaf, output = self.cut.from_points(self.activation[chunk], self.carrier, *rows_of(self.others, chunk))
+                gradient = gradient_at(leaf, self.score(output, rows)) if is_linear(output, leaf) else None
+            if gradient is not None:
+                gradients.append(gradient)
+
+        one(slice(0, 1))  # to see whether it is worth the rest
+        if gradients:
+            gradients.clear()
+            self.chunks.run(len(self.inputs), points_at_once(self.activation), one)
+        return torch.cat(gradients) if gradients else None
+
+    def _linear_maps(self, gradients: Tensor, image: Tensor, baseline: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`maps` gives, from one product for each pair of an image and a baseline that is drawn."""
+        count = 1 if self.baseline_activation is None else len(self.baseline_activation)
+        pairs, drawn = torch.unique(image * count + baseline.clamp(min=0) % count, return_inverse=True)
+        parts: list[tuple[Tensor, Tensor]] = []
+
+        def one(chunk: slice) -> None:
+            rows = pairs[chunk] // count
+            parts.append(self._weigh(gradients[rows], self._difference(rows, pairs[chunk] % count)))
+
+        self.chunks.run(len(pairs), points_at_once(self.activation), one)
+        maps, off_grid = (torch.cat(values) for values in zip(*parts, strict=True))
+        return maps[drawn], off_grid[drawn]
 
     def _points(self, rows: Tensor, columns: Tensor, place: Tensor, noise: Tensor | None, difference: Tensor) -> Tensor:
         """The perturbed activations or images of a chunk of draws; ``difference`` is that of their activations."""

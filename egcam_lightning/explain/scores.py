@@ -41,6 +41,7 @@ class OutputScore:
         takes_labels: whether the label of an image may be its target.
         takes_sets: whether a set of classes may be.
         looks_at_images: whether what is explained depends on the output for the images themselves.
+        linear: whether it is linear in the output.
 
     """
 
@@ -50,6 +51,7 @@ class OutputScore:
 
     def __init__(self, function: Score) -> None:
         self._function = function
+        self.linear = function in (_logit, _value)
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         """``(B,)``: the score of each image."""

@@ -18,6 +18,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from egcam_lightning import BaselineReservoir, ExpectedGradCAM, Perturbation
+from egcam_lightning.chunks import images_at_once
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 
@@ -81,7 +82,7 @@ def backward_passes(head, activation, draws):
 def forward_passes(model, x):
     def work():
         with torch.no_grad():
-            for part in x.split(16):
+            for part in x.split(images_at_once(x)):
                 model(part)
 
     return work
@@ -175,7 +176,7 @@ def test_memory_is_that_of_a_forward_pass(networks, table):
     model, (layer, _) = networks("resnet50"), NETWORKS["resnet50"]
     ours = explanation(model, layer)
     ours()
-    passes = forward_passes(model, images(16))
+    passes = forward_passes(model, images(images_at_once(images(1))))
     passes()
     table.add(
         "added peak memory, of a forward pass of one chunk",

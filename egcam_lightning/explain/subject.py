@@ -1,0 +1,73 @@
+"""The model as it is explained: from images, and whatever else it takes, to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from egcam_lightning.explain.cut import varies
+from egcam_lightning.explain.outputs import select_output
+
+# Of the output's deviation over images. Rounding moves it by a thousandth of that, a misread image by about all of it.
+_TOLERANCE = 0.01
+
+
+class Subject:
+    """A model, how it is called, and where its logits are.
+
+    Args:
+        model: the model.
+        forward_fn: ``forward_fn(model, images, *others)`` to call it; ``None`` for ``model(images, *others)``.
+        output_key: key, attribute or position of the logits; ``None`` finds the usual ones.
+
+    """
+
+    def __init__(
+        self, model: nn.Module, forward_fn: Callable[..., Any] | None = None, output_key: str | int | None = None
+    ) -> None:
+        self.model = model
+        self.output_key = output_key
+        self._call = model if forward_fn is None else partial(forward_fn, model)
+        self._channels_last = False
+
+    def __call__(self, images: Tensor, *others: Any) -> Any:
+        """The logits for images ``(n, C, H, W)`` and the model's other inputs."""
+        if self._channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        logits = select_output(self._call(images, *others), self.output_key)
+        if not isinstance(logits, Tensor):
+            return logits
+        # `squeeze()` takes the images' dimension too, where there is one image and one logit.
+        return (logits[None] if logits.ndim == 0 else logits).contiguous()
+
+    def settle_format(self, images: Tensor, *others: Any) -> None:
+        """Have images lie channels last in memory, which a CPU convolves faster, where it changes nothing.
+
+        It may: a ``view`` behind a convolution raises, and operators of the model's own may misread what they get.
+
+        Args:
+            images: ``(n, C, H, W)``, a few to try it with.
+            *others: the model's other inputs.
+
+        """
+        self._channels_last = False
+        convolutions = sum(isinstance(module, nn.Conv2d) for module in self.model.modules())
+        # A transformer has one convolution, for its patches.
+        if images.ndim != 4 or images.device.type != "cpu" or convolutions < 2:
+            return
+        with torch.no_grad():
+            expected = self(images, *others)
+            if not isinstance(expected, Tensor) or expected.dtype != torch.float32 or not varies(expected):
+                return
+            self._channels_last = True
+            try:
+                output = self(images, *others)
+            except RuntimeError:
+                self._channels_last = False
+                return
+        same = output.shape == expected.shape
+        self._channels_last = same and bool((output - expected).abs().max() <= _TOLERANCE * expected.std(0).max())

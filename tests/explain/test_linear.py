@@ -1,0 +1,111 @@
+"""Behind a linear part of the network the gradient is the same everywhere, and no draw needs a pass of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear
+from toy_networks import CLASSES, images, seeded
+
+import egcam_lightning.explain.run
+from egcam_lightning import ExpectedGradCAM, Perturbation
+from egcam_lightning.explain.cut import Cut
+from egcam_lightning.explain.linear import is_linear
+
+WEIGHT = nn.Parameter(torch.randn(CLASSES, 8, generator=torch.Generator().manual_seed(3)))
+
+
+class Net(nn.Module):
+    """Features ``(N, 8, 6, 8)``, and a head of one's own."""
+
+    def __init__(self, head: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU())
+        self.weight = WEIGHT
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+LINEAR = {
+    "pooled": lambda a: linear(a.mean((2, 3)), WEIGHT, torch.ones(CLASSES)),
+    "adaptive": lambda a: linear(nn.AdaptiveAvgPool2d(1)(a).flatten(1), WEIGHT),
+    "adaptive to more": lambda a: linear(nn.AdaptiveAvgPool2d(2)(a).sum((2, 3)), WEIGHT),
+    "averaged": lambda a: linear(nn.AvgPool2d(2)(a).flatten(2).mean(2), WEIGHT),
+    "transposed": lambda a: linear(a.flatten(2).transpose(1, 2).mean(1), WEIGHT),
+    "product of matrices": lambda a: a.mean((2, 3)) @ WEIGHT.T,
+}
+NOT_LINEAR = {
+    "relu": lambda a: linear((a - 1).relu().mean((2, 3)), WEIGHT),
+    "maximum": lambda a: linear(a.amax((2, 3)), WEIGHT),
+    "largest pooled": lambda a: linear(nn.AdaptiveMaxPool2d(1)(a).flatten(1), WEIGHT),
+    "normalised": lambda a: linear(layer_norm(a.mean((2, 3)), (8,)), WEIGHT),
+    "squared": lambda a: linear((a * a).mean((2, 3)), WEIGHT),
+    "gated": lambda a: linear((a * (a > 0.5)).mean((2, 3)), WEIGHT),
+    "weighed out of sight": lambda a: linear((a * a.detach()).mean((2, 3)), WEIGHT),
+    "frozen": lambda a: linear(a.mean((2, 3)), WEIGHT.detach()),
+}
+
+
+def run(head: Callable[[Tensor], Tensor], **kwargs: Any) -> tuple[Any, int]:
+    """The explanation, and how many points went through the head with a gradient."""
+    count = 0
+    model = seeded(lambda: Net(head))
+    from_points = Cut.from_points
+
+    def counting(self: Cut, points: Tensor, *args: Any) -> Any:
+        nonlocal count
+        count += len(points) if torch.is_grad_enabled() else 0
+        return from_points(self, points, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cut, "from_points", counting)
+        explainer = ExpectedGradCAM(model, "features.3", num_samples=12, **kwargs)
+        return explainer(images(3), images(4, seed=1), torch.tensor([1, 4, 2])), count
+
+
+@pytest.mark.parametrize("head", LINEAR.values(), ids=LINEAR)
+@pytest.mark.parametrize("perturbation", [Perturbation.expected(), Perturbation(baseline="zeros", weighting="channel")])
+def test_a_linear_head_takes_one_gradient_an_image_and_gives_the_same_maps(
+    head: Callable[[Tensor], Tensor], perturbation: Perturbation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, few = run(head, perturbation=perturbation)
+    monkeypatch.setattr(egcam_lightning.explain.run, "is_linear", lambda *_: False)
+    long, many = run(head, perturbation=perturbation)
+    assert few <= 4 < 36 <= many  # one to see, and one an image; 12 draws of 3 images
+    for name in ("attribution", "draws", "standard_error", "score", "baseline_score", "off_grid"):
+        torch.testing.assert_close(getattr(short, name), getattr(long, name), rtol=1e-4, atol=1e-6)
+    assert torch.equal(short.baseline_index, long.baseline_index)
+
+
+@pytest.mark.parametrize("head", NOT_LINEAR.values(), ids=NOT_LINEAR)
+def test_what_is_not_linear_or_cannot_be_told_takes_every_draw(head: Callable[[Tensor], Tensor]) -> None:
+    _, count = run(head)
+    assert count >= 36
+
+
+@pytest.mark.parametrize("score", ["log_probability", "probability", "margin", lambda output, target: output[:, 0]])
+def test_a_score_that_is_not_known_to_be_linear_takes_every_draw(score: Any) -> None:
+    _, count = run(LINEAR["pooled"], score=score)
+    assert count >= 36
+
+
+def test_chunks_change_nothing() -> None:
+    whole, _ = run(LINEAR["pooled"])
+    parts, _ = run(LINEAR["pooled"], chunk_size=2)
+    torch.testing.assert_close(parts.draws, whole.draws)
+
+
+def test_what_the_record_does_not_show_is_not_taken_for_linear() -> None:
+    leaf, other = torch.rand(2, 8, requires_grad=True), torch.rand(2, 8, requires_grad=True)
+    assert is_linear(linear(leaf, WEIGHT), leaf)
+    assert not is_linear(linear(other, WEIGHT), leaf), "another leaf"
+    assert not is_linear(leaf @ other.T, leaf), "a factor that is no parameter may depend on anything"
+    assert not is_linear(linear(leaf, WEIGHT * leaf.detach().mean()), leaf), "weights that depend on the values"
+    assert not is_linear(linear(leaf, WEIGHT)[:, [int(leaf.detach().sum(0).argmax()) % 2]], leaf), "a place that does"
+    assert not is_linear(torch.ones(2, 2), leaf), "no record at all"
