@@ -30,6 +30,7 @@ _LINEAR = {
     "UnsqueezeBackward0",
     "ViewBackward0",
 }
+_OF_WEIGHTS = {"PermuteBackward0", "TBackward0", "ToCopyBackward0", "TransposeBackward0"}
 # Position of the input, and that of the weight, among what they are computed from.
 _WITH_WEIGHT = {"AddmmBackward0": (1, 2), "LinearBackward0": (0, 1), "MmBackward0": (0, 1)}
 
@@ -71,7 +72,7 @@ def is_linear(output: Tensor, leaf: Tensor) -> bool:
 
 def _is_global_pooling(node: Any) -> bool:
     """Whether a node is how ``AdaptiveAvgPool2d(1)`` ends where its input lies channels last in memory."""
-    return node.name() == "AsStridedBackward1" and node.next_functions[0][0].name() == "MeanBackward1"
+    return bool(node.name() == "AsStridedBackward1" and node.next_functions[0][0].name() == "MeanBackward1")
 
 
 def _is_parameter(node: Any) -> bool:
