@@ -78,12 +78,11 @@ def find_labels(batch: Any, images: Path, others: Sequence[Path] = ()) -> Path |
     return None
 
 
-def find_label_sets(batch: Any, images: Path) -> Path | None:
-    """Find the labels of a multi-label task: zeros and ones ``(B, classes)``, or ``None``."""
+def find_label_sets(batch: Any, images: Path, others: Sequence[Path] = ()) -> Path | None:
+    """Find the labels of a multi-label task: zeros and ones ``(B, classes)``, named as labels or second in a tuple."""
     count = len(get(batch, images))
-    sets = [(p, leaf) for p, leaf in _leaves(batch) if p != images and _is_label_sets(leaf, count)]
-    positional = [path for path, _ in sets if path == (1,)]
-    return _by_name([path for path, _ in sets], LABEL_KEYS) or next(iter(positional), None)
+    sets = [p for p, leaf in _leaves(batch) if p not in (images, *others) and _is_label_sets(leaf, count)]
+    return _by_name(sets, LABEL_KEYS) or ((1,) if (1,) in sets else None)
 
 
 def find_others(batch: Any, images: Path, keys: Sequence[Key]) -> tuple[Path, ...]:
@@ -130,30 +129,6 @@ def get(batch: Any, path: Path) -> Any:
     for step in path:
         batch = getattr(batch, str(step)) if dataclasses.is_dataclass(batch) else batch[step]
     return torch.stack(list(batch)) if _is_list_of_images(batch) else batch
-
-
-def take(batch: Any, count: int, size: int) -> Any:
-    """The first ``count`` of ``size`` samples of a batch: tensors and lists as long as the batch are cut."""
-    if isinstance(batch, Tensor):
-        return batch[:count] if batch.ndim and len(batch) == size else batch
-    if isinstance(batch, Mapping):
-        cut = {key: take(value, count, size) for key, value in batch.items()}
-        try:
-            return type(batch)(cut)  # type: ignore[call-arg]
-        except TypeError:
-            return cut
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = [f.name for f in dataclasses.fields(batch) if f.init]
-        return dataclasses.replace(batch, **{name: take(getattr(batch, name), count, size) for name in fields})
-    if isinstance(batch, tuple):
-        values = [take(value, count, size) for value in batch]
-        return type(batch)(*values) if hasattr(batch, "_fields") else tuple(values)
-    if isinstance(batch, list):
-        # A list of tensors is a container; a list of names or sizes, as long as the batch, is a value a sample.
-        if any(isinstance(value, (Tensor, Mapping, list, tuple)) for value in batch):
-            return [take(value, count, size) for value in batch]
-        return batch[:count] if len(batch) == size else batch
-    return batch
 
 
 def _parse(batch: Any, key: Key) -> Path:

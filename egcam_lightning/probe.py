@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egcam_lightning.batches import Key, find_images, find_label_sets, find_labels, find_masks, find_others, get, take
+from egcam_lightning.batches import Key, find_images, find_label_sets, find_labels, find_masks, find_others, get
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +56,11 @@ class Probe:
         """
         path = find_images(batch, input_key)
         others = find_others(batch, path, additional_keys)
-        labels = find_labels(batch, path, others) or find_label_sets(batch, path)
+        labels = find_labels(batch, path, others) or find_label_sets(batch, path, others)
         masks = None if masks_key is None else find_masks(batch, path, masks_key)
-        size = len(get(batch, path))
 
         def part(where: Any) -> Tensor | None:
-            found = None if where is None else take(get(batch, where), num_images, size)
+            found = None if where is None else get(batch, where)[:num_images]
             return None if found is None else found.detach().cpu()
 
         images, label, mask = part(path), part(labels), part(masks)
@@ -71,7 +70,7 @@ class Probe:
             labels=None if label is None else _as_labels(label),
             masks=None if mask is None else (mask.reshape(len(mask), *images.shape[2:]) != 0),
             dtype=images.dtype,
-            others=tuple(take(get(batch, where), num_images, size).detach().cpu().clone() for where in others),
+            others=tuple(get(batch, where)[:num_images].detach().cpu().clone() for where in others),
         )
 
     @property

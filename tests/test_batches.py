@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from egcam_lightning.batches import find_images, find_labels, find_masks, get, take
+from egcam_lightning.batches import find_images, find_label_sets, find_labels, find_masks, get
 
 IMAGES = torch.rand(4, 3, 8, 8)
 LABELS = torch.tensor([0, 1, 2, 3])
@@ -52,12 +52,15 @@ def test_images_and_labels_are_found(batch, images, labels):
     assert find_labels(batch, found) == labels
 
 
-@pytest.mark.parametrize(("batch", "images", "labels"), BATCHES.values(), ids=BATCHES.keys())
-def test_take_cuts_every_sample_alike(batch, images, labels):
-    part = take(batch, 2, 4)
-    assert torch.equal(get(part, images), IMAGES[:2])
-    if labels is not None:
-        assert torch.equal(get(part, labels), get(batch, labels)[:2])
+def test_sets_of_labels_are_second_in_a_tuple_or_named_and_no_input_of_the_model():
+    sets = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    assert find_label_sets((IMAGES, sets), (0,)) == (1,)
+    assert find_label_sets((IMAGES, sets.float()), (0,)) == (1,)
+    assert find_label_sets({"image": IMAGES, "attributes": sets, "labels": sets}, ("image",)) == ("labels",)
+    assert find_label_sets({"image": IMAGES, "attributes": sets}, ("image",)) is None
+    assert find_label_sets((IMAGES, LABELS, sets), (0,)) is None
+    assert find_label_sets((IMAGES, sets), (0,), others=[(1,)]) is None
+    assert find_label_sets((IMAGES, sets / 2), (0,)) is None
 
 
 def test_a_key_leads_where_it_says():
