@@ -44,10 +44,11 @@ class ExpectedGradCAMCallback(Callback):
             validation it is taken at the end of the epoch.
         every_n_train_steps: take one every n optimizer steps as well.
         log_at_start: take one before training.
-        target: the explained class: ``"label"`` (the prediction where there are no labels), ``"predicted"`` (at the
-            first snapshot after an epoch), ``"runner_up"`` (the wrong class that the model then prefers), a class for
-            all images, or a callable from (output, labels) to ``(N,)`` classes, asked at that same snapshot. The class
-            of an image then stays the same for the whole run.
+        target: the explained class: ``"label"`` (the mean over the set of an image's labels where there are several; the
+            prediction where there are none), ``"predicted"`` (at the first snapshot after an epoch), ``"runner_up"``
+            (the wrong class that the model then prefers), a class for all images, or a callable from (output, labels)
+            to ``(N,)`` classes or ``(N, classes)`` bool, asked at that same snapshot. The class of an image then stays
+            the same for the whole run.
         metrics: ``"default"`` (about 48 passes an image), names, instances of ``torchmetrics.Metric``, or ``()``.
         probe: what to explain instead: a batch, as the validation loader would make it; indices of the validation
             data set; or ``"balanced"``, ``num_images`` of it with every class as often as any other.
