@@ -44,7 +44,7 @@ class ExpectedGradCAMCallback(Callback):
             validation it is taken at the end of the epoch.
         every_n_train_steps: take one every n optimizer steps as well.
         log_at_start: take one before training.
-        target: the explained class: ``"label"`` (the mean over the set of an image's labels where there are several; the
+        target: the explained class: ``"label"`` (the mean over an image's labels where there are several; the
             prediction where there are none), ``"predicted"`` (at the first snapshot after an epoch), ``"runner_up"``
             (the wrong class that the model then prefers), a class for all images, or a callable from (output, labels)
             to ``(N,)`` classes or ``(N, classes)`` bool, asked at that same snapshot. The class of an image then stays
