@@ -116,8 +116,6 @@ class Run:
     def maps(self, draws: Draws, image_index: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The signed map ``(S, B, h, w)`` and the off-grid attribution ``(S, B)`` of every draw."""
         samples, images = draws.place.shape
-        maps = torch.empty(samples * images, *self.layout.grid, device=self.inputs.device)
-        off_grid = torch.zeros(samples * images, device=self.inputs.device)
         base = self.activation if self.from_points else self.inputs
         at_once = points_at_once if self.from_points else images_at_once
         if draws.noise is not None and draws.noise.shape[2:] != base.shape[1:]:
@@ -130,6 +128,8 @@ class Run:
         gradients = self._constant_gradients()
         if gradients is not None:
             return self._linear_maps(gradients, image.view(samples, images), draws.baseline_index)
+        maps = torch.empty(samples * images, *self.layout.grid, device=self.inputs.device)
+        off_grid = torch.zeros(samples * images, device=self.inputs.device)
 
         def one(chunk: slice) -> None:
             rows, columns = image[chunk], baseline[chunk]
