@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import statistics
 import subprocess
 import sys
 
@@ -166,29 +168,32 @@ def test_an_earlier_layer_costs_the_passes_behind_it(networks, table, name, laye
         before()
         after()
 
-    measured, least = in_turn(explanation(model, layer), floor, runs=3)
+    measured, least = in_turn(explanation(model, layer), floor)
     table.add(
         "time, of the passes that are needed", f"{name} {layer}, activation space, 32 draws", measured / least, 1.15
     )
 
 
-def test_memory_is_that_of_a_forward_pass(networks, table):
-    model, (layer, _) = networks("resnet50"), NETWORKS["resnet50"]
-    ours = explanation(model, layer)
+def _memory_of_ours_and_of_one_chunk():
+    torch.set_num_threads(2)
+    model = torchvision.models.resnet50(weights=None).eval().to(device())
+    ours, passes = explanation(model, "layer4"), forward_passes(model, images(images_at_once(images(1))))
     ours()
-    passes = forward_passes(model, images(images_at_once(images(1))))
     passes()
-    table.add(
-        "added peak memory, of a forward pass of one chunk",
-        "resnet50 layer4",
-        added_memory(ours) / added_memory(passes),
-        1.25,
-    )
+    return [(added_memory(ours), added_memory(passes)) for _ in range(5)]
+
+
+def test_memory_is_that_of_a_forward_pass(table):
+    # In a process of its own: here the heap is in pieces, some of which either may find and reuse.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        measured = pool.apply(_memory_of_ours_and_of_one_chunk)
+    ours, passes = (statistics.median(each) for each in zip(*measured, strict=True))
+    table.add("added peak memory, of a forward pass of one chunk", "resnet50 layer4", ours / passes, 1.25)
 
 
 def test_time_is_linear_in_images(networks, table):
     model, (layer, _) = networks("resnet50"), NETWORKS["resnet50"]
-    few, many = in_turn(explanation(model, layer, 4, 4, 8), explanation(model, layer, 64, 4, 8), runs=3)
+    few, many = in_turn(explanation(model, layer, 4, 4, 8), explanation(model, layer, 64, 4, 8))
     table.add(
         "time of an explanation of 64 images, of 16 of 4",
         "resnet50 layer4, 4 baselines, 8 draws",
@@ -199,7 +204,7 @@ def test_time_is_linear_in_images(networks, table):
 
 def test_time_is_linear_in_baselines(networks, table):
     model, (layer, _) = networks("resnet50"), NETWORKS["resnet50"]
-    few, many = in_turn(explanation(model, layer, 8, 4, 32), explanation(model, layer, 8, 128, 32), runs=3)
+    few, many = in_turn(explanation(model, layer, 8, 4, 32), explanation(model, layer, 8, 128, 32))
     # 136 passes where there were 12.
     table.add(
         "time with 128 baselines, of 4, a pass", "resnet50 layer4, 8 images, 32 draws", many / few / (136 / 12), 1.15
@@ -209,7 +214,7 @@ def test_time_is_linear_in_baselines(networks, table):
 @pytest.mark.parametrize("name", ["resnet50", "convnext_tiny"])
 def test_time_hardly_grows_with_draws(networks, table, name):
     model, (layer, _) = networks(name), NETWORKS[name]
-    small, large = in_turn(explanation(model, layer, 8, 16, 8), explanation(model, layer, 8, 16, 512), runs=3)
+    small, large = in_turn(explanation(model, layer, 8, 16, 8), explanation(model, layer, 8, 16, 512))
     table.add("time of 512 draws, of 8", f"{name} {layer}, 8 images, 16 baselines", large / small, 2.0)
 
 
@@ -222,7 +227,7 @@ def test_the_reservoir_costs_a_training_step_next_to_nothing(table):
         model.zero_grad(set_to_none=True)
         model(small).square().mean().backward()
 
-    (eighth,) = in_turn(step, runs=3)
+    (eighth,) = in_turn(step)
     reservoir = BaselineReservoir(32)
     for _ in range(8):
         reservoir.update(batch)
