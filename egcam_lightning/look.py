@@ -107,8 +107,6 @@ class Look:
     seed: int = 0
     failures: dict[str, Exception] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    _baselines: Tensor | None = None
-    _dtype: torch.dtype = torch.float32
 
     def take(
         self,
@@ -133,37 +131,35 @@ class Look:
             The snapshot of the whole probe, the same in every process.
 
         """
-        self._baselines, self._dtype = baselines, probe.dtype
         sets = probe.target_sets
         rows, own = self.ranks.share(len(probe))
 
-        def explain() -> tuple[Tensor, tuple[Tensor, ...], Explanation, Tensor | None]:
-            images, *others = self.inputs(probe, rows)
+        def explain() -> tuple[tuple[Tensor, ...], Explanation, Tensor | None]:
+            inputs = probe.inputs(rows, self.device)
             explanation = self.explainer(
-                images,
+                inputs[0],
                 baselines,
                 None if probe.targets is None else probe.targets[rows].to(self.device),
-                additional_forward_args=tuple(others),
+                additional_forward_args=inputs[1:],
                 image_index=rows.tolist(),
             )
             floor = F.noise_floor(explanation.draws, explanation.baseline_index, seed=self.seed)
-            return images, tuple(others), explanation, floor
+            return inputs, explanation, floor
 
         begin = time.perf_counter()
-        images, others, explanation, floor = self.ranks.together(explain)
+        inputs, explanation, floor = self.ranks.together(explain)
 
         def whole(share: Tensor) -> Tensor:
             return self.ranks.gather(share.to(self.device), len(probe))
 
-        # Rounded as they will be stored, so that a resumed run measures drift from the same bits.
-        maps = round_maps(whole(explanation.attribution))
         snapshot = Snapshot(
             epoch=when.epoch,
             step=when.step,
             when=when.kind,
             layer=explanation.layer,
             baselines=generation,
-            attribution=maps,
+            # Rounded as they will be stored, so that a resumed run measures drift from the same bits.
+            attribution=round_maps(whole(explanation.attribution)),
             # A set is shown by the first of its classes, which stays while the model changes.
             target=whole(explanation.target) if sets is None else sets.int().argmax(1),
             prediction=whole(explanation.prediction),
@@ -177,7 +173,7 @@ class Look:
         drift = _drift(snapshot, previous, reference)
         values = {
             **_describe(snapshot),
-            **self._measure(probe, explanation, snapshot, maps, images, others, own),
+            **self._measure(probe, inputs, baselines, explanation, snapshot, rows, own),
             **drift.pop("values"),
             **_change(snapshot, previous),
         }
@@ -186,21 +182,18 @@ class Look:
         # Logging waits for all processes key by key: what the first one measured is what all of them log.
         return replace(snapshot, metrics=self.ranks.first(finite), **drift)
 
-    def inputs(self, probe: Probe, rows: Tensor) -> tuple[Tensor, ...]:
-        """What the model takes of some of the probe: the images ``(len(rows), C, H, W)``, and its other inputs."""
-        return probe.inputs(rows, self.device), *probe.other_inputs(rows, self.device)
-
     def _measure(
         self,
         probe: Probe,
+        inputs: tuple[Tensor, ...],
+        baselines: Tensor,
         explanation: Explanation,
         snapshot: Snapshot,
-        maps: Tensor,
-        images: Tensor,
-        others: tuple[Tensor, ...],
+        rows: Tensor,
         own: int,
     ) -> dict[str, float | None]:
         """Value of each metric that has one; a metric that fails is left out, and told of, in every process alike."""
+        images, others, maps = inputs[0], inputs[1:], snapshot.attribution
         share = {
             "images": images[:own].float(),
             "attribution": explanation.attribution[:own],
@@ -217,7 +210,6 @@ class Look:
             "baseline_score": snapshot.baseline_score,
             "off_grid": snapshot.off_grid,
         }
-        sets = probe.target_sets
         if probe.masks is not None:
             everything["mask"] = probe.masks
         values: dict[str, float | None] = {}
@@ -225,16 +217,17 @@ class Look:
             null = F.consensus_null(probe.masks, snapshot.target, tuple(maps.shape[1:]))
             values["consensus_null"] = None if null is None else float(null)
         self.failures = {}
-        targets = explanation.target if sets is None else sets[self.ranks.share(len(probe))[0]].to(self.device)
+        sets = probe.target_sets
+        targets = explanation.target if sets is None else sets[rows].to(self.device)
         score_of = self.ranks.together(lambda: self.explainer.bind(images, targets, *others))
 
         def score(probability: bool) -> Callable[[Tensor, Tensor], Tensor]:
-            return lambda points, rows: score_of(self._as_inputs(points), rows, probability)
+            return lambda points, rows: score_of(_in_type(points, probe.dtype), rows, probability)
 
         def explain(points: Tensor, rows: Tensor) -> Tensor:
             given = rows_of(others, rows)
-            points = self._as_inputs(points)
-            return self.explainer(points, self._baselines, targets[rows], additional_forward_args=given).attribution
+            points = _in_type(points, probe.dtype)
+            return self.explainer(points, baselines, targets[rows], additional_forward_args=given).attribution
 
         for key, metric in self.metrics.items():
             takes_images = "images" in metric._filter_kwargs(**share)
@@ -273,10 +266,10 @@ class Look:
         if arguments is not None:
             metric.update(**arguments)
 
-    def _as_inputs(self, images: Tensor) -> Tensor:
-        if not self._dtype.is_floating_point:
-            images = images.round()
-        return images.to(self._dtype)
+
+def _in_type(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Images as the model takes them: whole numbers where it takes those."""
+    return (images if dtype.is_floating_point else images.round()).to(dtype)
 
 
 def reference_of(snapshots: Sequence[Snapshot], generation: int) -> Snapshot | None:

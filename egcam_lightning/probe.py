@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egcam_lightning.batches import Key, find_images, find_label_sets, find_labels, find_masks, find_others, get
+from egcam_lightning.batches import Key, Path, find_images, find_label_sets, find_labels, find_masks, find_others, get
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,18 +59,17 @@ class Probe:
         labels = find_labels(batch, path, others) or find_label_sets(batch, path, others)
         masks = None if masks_key is None else find_masks(batch, path, masks_key)
 
-        def part(where: Any) -> Tensor | None:
-            found = None if where is None else get(batch, where)[:num_images]
-            return None if found is None else found.detach().cpu()
+        def part(where: Path) -> Tensor:
+            found: Tensor = get(batch, where)[:num_images].detach().cpu()
+            return found.clone()  # the batch is others' to write to
 
-        images, label, mask = part(path), part(labels), part(masks)
-        assert images is not None
+        images = part(path)
         return cls(
             images=to_storage(images),
-            labels=None if label is None else _as_labels(label),
-            masks=None if mask is None else (mask.reshape(len(mask), *images.shape[2:]) != 0),
+            labels=None if labels is None else _as_labels(part(labels)),
+            masks=None if masks is None else (part(masks).reshape(len(images), *images.shape[2:]) != 0),
             dtype=images.dtype,
-            others=tuple(get(batch, where)[:num_images].detach().cpu().clone() for where in others),
+            others=tuple(part(where) for where in others),
         )
 
     @property
@@ -84,13 +83,9 @@ class Probe:
             digest.update(other.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def inputs(self, rows: Tensor, device: torch.device) -> Tensor:
-        """``(len(rows), C, H, W)``: the images as the model takes them."""
-        return self.images[rows].to(device, self.dtype)
-
-    def other_inputs(self, rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-        """``(len(rows), ...)`` each: what the model takes besides the images."""
-        return tuple(other[rows].to(device) for other in self.others)
+    def inputs(self, rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+        """What the model takes for some of them: the images ``(len(rows), C, H, W)``, and ``(len(rows), ...)`` each."""
+        return self.images[rows].to(device, self.dtype), *(other[rows].to(device) for other in self.others)
 
     @property
     def target_sets(self) -> Tensor | None:

@@ -123,8 +123,7 @@ class Session:
         def take() -> Probe | None:
             if self._waiting is not None or batch is None:
                 return self._waiting
-            keys = settings.input_key, settings.masks_key, settings.additional_keys
-            return Probe.from_batch(batch, settings.num_images, *keys)
+            return Probe.from_batch(batch, settings.num_images, *settings.keys)
 
         def begin() -> None:
             probe = ranks.first_known(ranks.together(take))
@@ -220,9 +219,8 @@ class Session:
     def _read(self) -> tuple[Probe | None, Tensor | None]:
         """Read the images to explain and the first baselines, as far as the data can be indexed."""
         trainer, module, settings, faults = self._trainer, self._module, self._settings, self._faults
-        keys = settings.input_key, settings.masks_key, settings.additional_keys
         with isolated(module, seed=settings.seed):
-            probe = build_probe(trainer, module, settings.probe, settings.num_images, *keys, faults)
+            probe = build_probe(trainer, module, settings.probe, settings.num_images, *settings.keys, faults)
             return probe, self._record.baselines.collect(trainer, module, settings.input_key, faults)
 
     def _images(self, batch: Any) -> Tensor:
@@ -237,14 +235,13 @@ class Session:
         probe = record.probe
         explainer = ExpectedGradCAM(module, **{**settings.explainer, "forward_fn": self._forward})
         rows = torch.arange(min(len(probe), 4))
-        images, others = probe.inputs(rows, module.device), probe.other_inputs(rows, module.device)
+        inputs = probe.inputs(rows, module.device)
         with isolated(module, seed=settings.seed), torch.no_grad():
-            self._try(images, *others)
-            output = explainer.forward(images, *others)
+            output = explainer.logits(self._try(*inputs))
             known = known_targets(settings.target, probe.labels, len(probe), output, explainer.score)
             explainer.score.check(output, known if known is None or known.ndim == 1 else known[: len(output)])
-            layer = explainer.find(images, *others)
-            fast = explainer.is_fast(images, *others)
+            layer = explainer.find(*inputs)
+            fast = explainer.is_fast(*inputs)
         if probe.targets is None and known is not None:
             record.probe = probe = probe.with_targets(known)
         metrics = build_metrics(settings.metrics, masks=probe.masks is not None)
@@ -280,10 +277,10 @@ class Session:
             self._output = self._faults.guard("finding where files go", find)
         return self._output
 
-    def _try(self, images: Tensor, *others: Tensor) -> None:
-        """Call the module once, and say what to write where it cannot be called so."""
+    def _try(self, images: Tensor, *others: Tensor) -> Any:
+        """What the module returns; where it cannot be called so, say what to write."""
         try:
-            self._forward(self._module, images, *others)
+            return self._forward(self._module, images, *others)
         except (TypeError, NotImplementedError, AttributeError, LookupError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
@@ -344,7 +341,7 @@ class Session:
 
         def settle() -> Tensor:
             with torch.no_grad():
-                output = look.explainer.forward(*look.inputs(probe, rows))
+                output = look.explainer.forward(*probe.inputs(rows, look.device))
             labels = None if probe.labels is None else probe.labels[rows].to(look.device)
             return chosen_targets(self._settings.target, labels, output, look.explainer.score)
 

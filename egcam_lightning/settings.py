@@ -45,6 +45,11 @@ class Settings:
     colormap: str
     strict: bool
 
+    @property
+    def keys(self) -> tuple[Key | None, Key | None, tuple[Key, ...]]:
+        """Where images, masks and the model's other inputs are in a batch."""
+        return self.input_key, self.masks_key, self.additional_keys
+
     def __post_init__(self) -> None:
         check_counts(num_images=self.num_images, num_baselines=self.num_baselines)
         check_counts(num_samples=self.explainer["num_samples"])

@@ -159,6 +159,10 @@ class ExpectedGradCAM:
         """The model's output for its inputs, before anything is explained: the logits, as ``output_key`` finds them."""
         return self._subject(images, *others)
 
+    def logits(self, output: Any) -> Any:
+        """The same, of what the model has returned already."""
+        return self._subject.logits(output)
+
     def bind(self, images: Tensor, target: Tensor, *others: Any) -> Callable[[Tensor, Tensor, bool], Tensor]:
         """The explained score of what takes the place of images, such as images with a block blurred.
 

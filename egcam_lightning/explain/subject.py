@@ -30,7 +30,7 @@ class Subject:
         self, model: nn.Module, forward_fn: Callable[..., Any] | None = None, output_key: str | int | None = None
     ) -> None:
         self.model = model
-        self.output_key = output_key
+        self._output_key = output_key
         self._call = model if forward_fn is None else partial(forward_fn, model)
         self._channels_last = False
 
@@ -38,7 +38,11 @@ class Subject:
         """The logits for images ``(n, C, H, W)`` and the model's other inputs."""
         if self._channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        logits = select_output(self._call(images, *others), self.output_key)
+        return self.logits(self._call(images, *others))
+
+    def logits(self, output: Any) -> Any:
+        """The logits in what the model has returned."""
+        logits = select_output(output, self._output_key)
         if not isinstance(logits, Tensor):
             return logits
         # `squeeze()` takes the images' dimension too, where there is one image and one logit.

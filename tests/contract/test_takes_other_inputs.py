@@ -61,7 +61,7 @@ def test_the_other_inputs_are_those_of_each_image(tmp_path: Any) -> None:
     assert torch.equal(probe.labels, labels), "an integer input is no label"
     with torch.no_grad(), isolated(net):
         rows = torch.arange(4)
-        expected = net(probe.inputs(rows, net.device), *probe.others).gather(1, labels[:, None])[:, 0]
+        expected = net(*probe.inputs(rows, net.device)).gather(1, labels[:, None])[:, 0]
     torch.testing.assert_close(snapshot.score, expected)
     assert {"infidelity", "insertion_auc", "max_sensitivity"} <= set(snapshot.metrics)
 
