@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from egcam_lightning.batches import Key, find_images, get
-from egcam_lightning.data import NotOneBatch, evenly_spaced_batch, to_model
 from egcam_lightning.explain.draws import generator_for
 from egcam_lightning.faults import Faults
+from egcam_lightning.loaders import CannotRead, SampleReader, to_model
 from egcam_lightning.probe import Probe, to_storage
 from egcam_lightning.ranks import Ranks
 from egcam_lightning.reservoir import BaselineReservoir, split_sizes
@@ -23,11 +23,12 @@ _ENDLESS = 10_000
 
 
 class Baselines:
-    """Training images, by generation: ``0`` from evenly spaced indices, ``1`` a uniform sample of the first epoch.
+    """Training images, by generation: ``0`` evenly spaced in the data, ``1`` a uniform sample of the first epoch.
 
-    The first serve until the second are complete. Where training data cannot be indexed, the sample so far serves
-    instead, as a generation of its own each time (a negative number), since drift is never taken across a change.
-    A sample that a checkpoint does not hold is drawn anew, from a whole epoch, and is the next generation.
+    Both are of what the training loader delivers. The first serve until the second are complete. Where training data
+    cannot be indexed, the sample so far serves instead, as a generation of its own each time (a negative number), since
+    drift is never taken across a change. A sample that a checkpoint does not hold is drawn anew, from a whole epoch,
+    and is the next generation.
 
     Args:
         size: how many.
@@ -52,7 +53,7 @@ class Baselines:
     def collect(
         self, trainer: Trainer, pl_module: LightningModule, input_key: Key | None, faults: Faults
     ) -> Tensor | None:
-        """Collect the first generation, where it is needed, without moving a loader or generator.
+        """Collect the first generation, where it is needed, without moving a loader, a data set or a generator.
 
         Returns:
             ``(R, C, H, W)`` on the CPU, rounded to their storage type; ``None`` where the data cannot be indexed.
@@ -61,8 +62,8 @@ class Baselines:
 
         def read() -> Any:
             try:
-                found = evenly_spaced_batch(trainer.train_dataloader, self._size)
-            except NotOneBatch as error:
+                found = SampleReader(trainer, pl_module).evenly_spaced(trainer.train_dataloader, self._size)
+            except CannotRead as error:
                 faults.inform(f"{error} Baselines are sampled from the training batches instead.")
                 return None
             return None if found is None else to_model(trainer, pl_module, found[0], validating=False)

@@ -1,100 +1,13 @@
-"""Samples, class names and normalisation from the Trainer's own loaders, without moving them."""
+"""What data say of themselves: class names, labels and normalisation, read without reading a sample."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
-
-from egcam_lightning.isolation import isolated
-
-
-def first_loader(loaders: Any) -> Any:
-    """The first loader of what a Trainer holds: a loader, a ``CombinedLoader``, or loaders in lists and mappings."""
-    loaders = getattr(loaders, "flattened", loaders)
-    if isinstance(loaders, dict):
-        loaders = list(loaders.values())
-    if isinstance(loaders, (list, tuple)):
-        return first_loader(loaders[0]) if loaders else None
-    return loaders
-
-
-class NotOneBatch(ValueError):
-    """Samples that a loader's ``collate_fn`` cannot put into one batch, such as images of several sizes."""
-
-
-@contextmanager
-def validation_data(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Have the validation data at hand inside, also where the Trainer sets them up later.
-
-    It then does so as if they had never been there: making loaders may draw from the global generators. Every process
-    waits for the others on the way in.
-    """
-    if trainer.val_dataloaders is not None or not trainer.enable_validation:
-        yield
-        return
-    loop, stage = trainer.fit_loop.epoch_loop.val_loop, trainer.state.stage
-    before = dict(vars(loop))
-    try:
-        trainer.state.stage = RunningStage.VALIDATING
-        try:
-            with isolated(pl_module):
-                loop.setup_data()
-        finally:
-            trainer.state.stage = stage
-        yield
-    finally:
-        vars(loop).update(before)
-
-
-def validation_source(trainer: Trainer) -> Any:
-    """What makes validation batches: the first of several loaders, or loaders that make each batch together."""
-    loaders = trainer.val_dataloaders
-    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
-    return loaders if combined is not None and combined._mode != "sequential" else first_loader(loaders)
-
-
-def evenly_spaced_batch(loader: Any, count: int) -> tuple[Any, list[int]] | None:
-    """Collate samples at evenly spaced indices of a loader's data set.
-
-    The loader itself is not iterated: that would draw from the global generator, and reset persistent workers.
-
-    Args:
-        loader: the loader, or a list or mapping of loaders whose batches make one batch together.
-        count: how many samples are asked for; fewer are taken where there are fewer.
-
-    Returns:
-        The batch and its indices, or ``None`` where the data set cannot be indexed.
-
-    Raises:
-        NotOneBatch: where the samples do not fit together.
-
-    """
-    if isinstance(loader, (dict, list, tuple)):
-        return _combined_batch(loader, count)
-    size = num_samples(loader)
-    count = min(count, size or 0)
-    if size is None or count == 0:
-        return None
-    indices = [i * size // count for i in range(count)]
-    return collate(loader, indices), indices
-
-
-def num_samples(loader: Any) -> int | None:
-    """How many samples a loader's data set has, or ``None`` where they cannot be had by index."""
-    dataset = getattr(loader, "dataset", None)
-    if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-        return None
-    try:
-        return len(dataset)
-    except (TypeError, NotImplementedError):
-        return None
 
 
 def balanced_indices(labels: Sequence[int], count: int) -> list[int]:
@@ -133,7 +46,9 @@ def known_labels(dataset: Any) -> list[int] | None:
     Looked for as torchvision and many others name them, in a ``TensorDataset``, and behind ``Subset``.
     """
     for name in ("targets", "labels", "label", "y"):
-        labels = _classes(getattr(dataset, name, None), len(dataset))
+        # A property may open a file, which is not ours to open.
+        computed = isinstance(inspect.getattr_static(dataset, name, None), property)
+        labels = None if computed else _classes(getattr(dataset, name, None), len(dataset))
         if labels is not None:
             return labels
     for tensor in reversed(getattr(dataset, "tensors", ())):
@@ -156,63 +71,6 @@ def _classes(values: Any, count: int) -> list[int] | None:
     if values.shape not in ((count,), (count, 1)) or values.is_floating_point() or values.is_complex():
         return None
     return [int(value) for value in values.reshape(-1)]
-
-
-def batches_itself(loader: Any) -> bool:
-    """Whether the samples of a loader's data set are batches already."""
-    return isinstance(loader, DataLoader) and loader.batch_size is None and loader.batch_sampler is None
-
-
-def _combined_batch(loaders: Any, count: int) -> tuple[Any, list[int]] | None:
-    """A batch of a ``CombinedLoader``; its indices are those of the part that has the most."""
-    keys = list(loaders) if isinstance(loaders, dict) else range(len(loaders))
-    found = [evenly_spaced_batch(loaders[key], count) for key in keys]
-    parts = [part for part in found if part is not None]
-    if not parts or len(parts) < len(found):
-        return None
-    batches = [batch for batch, _ in parts]
-    batch = dict(zip(keys, batches, strict=True)) if isinstance(loaders, dict) else type(loaders)(batches)
-    return batch, max((indices for _, indices in parts), key=len)
-
-
-def collate(loader: Any, indices: Sequence[int]) -> Any:
-    """The samples at ``indices`` of a loader's data set, as one batch of that loader.
-
-    Raises:
-        NotOneBatch: where they do not fit together.
-
-    """
-    if batches_itself(loader):
-        return loader.collate_fn(loader.dataset[indices[0]])  # its samples are batches already
-    samples = [loader.dataset[index] for index in indices]
-    try:
-        return loader.collate_fn(samples)
-    except Exception as error:
-        raise NotOneBatch(
-            f"The samples {list(indices)} of {type(loader.dataset).__name__} cannot be put into one batch "
-            f"({type(error).__name__}: {error})."
-        ) from error
-
-
-def to_model(trainer: Trainer, pl_module: LightningModule, batch: Any, *, validating: bool) -> Any:
-    """Bring a batch to the model as the Trainer's own loops do.
-
-    Args:
-        trainer: the Trainer.
-        pl_module: its module.
-        batch: as a loader made it.
-        validating: whether it is to arrive as validation batches do; otherwise as training batches do. The usual
-            ``on_after_batch_transfer`` asks the Trainer which, to augment the one and not the other.
-
-    """
-    stage = trainer.state.stage
-    trainer.state.stage = RunningStage.VALIDATING if validating else RunningStage.TRAINING
-    try:
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-        return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-    finally:
-        trainer.state.stage = stage
 
 
 def class_names_of(*sources: Any) -> tuple[str, ...] | None:

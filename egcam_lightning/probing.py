@@ -10,22 +10,18 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.nn.functional import interpolate
 
 from egcam_lightning.batches import Key, contents, find_images, find_labels, get
-from egcam_lightning.data import (
-    NotOneBatch,
-    balanced_indices,
+from egcam_lightning.data import balanced_indices, class_names_of, known_labels, normalization_of
+from egcam_lightning.display import to_display
+from egcam_lightning.faults import Faults
+from egcam_lightning.loaders import (
+    CannotRead,
+    SampleReader,
     batches_itself,
-    class_names_of,
-    collate,
-    evenly_spaced_batch,
     first_loader,
-    known_labels,
-    normalization_of,
     num_samples,
     to_model,
     validation_source,
 )
-from egcam_lightning.display import to_display
-from egcam_lightning.faults import Faults
 from egcam_lightning.probe import Probe
 from egcam_lightning.snapshot import ProbeImages
 
@@ -74,25 +70,21 @@ def build_probe(
     if loader is None:
         rank_zero_warn("There are no validation data: training images are explained instead.")
         loader = trainer.train_dataloader
+    reader = SampleReader(trainer, pl_module)
     if chosen:  # what was asked for and cannot be had is an error
-        indices = _chosen_indices(loader, given, num_images, input_key)
         try:
-            samples = collate(loader, indices)
-        except NotOneBatch as error:
-            raise ValueError(
-                f"{error} Pass indices of images of one size as `probe`, such as probe=[{indices[0]}], or a batch."
-            ) from error
+            indices = _chosen_indices(reader, loader, given, num_images, input_key)
+            (samples,) = reader.read(loader, [indices])
+        except CannotRead as error:
+            raise ValueError(f"{error} {error.remedy}") from error
         batch = to_model(trainer, pl_module, samples, validating=True)
         return Probe.from_batch(batch, len(indices), *keys)
 
-    def read() -> tuple[Any, list[int]] | None:
+    def read() -> tuple[Any, list[Any]] | None:
         try:
-            found = evenly_spaced_batch(loader, num_images)
-        except NotOneBatch as error:
-            faults.warn(
-                f"{error} The images of the first validation batch are explained instead. Pass indices of images of "
-                "one size as `probe` to choose others."
-            )
+            found = reader.evenly_spaced(loader, num_images)
+        except CannotRead as error:
+            faults.warn(f"{error} The images of the first validation batch are explained instead. {error.remedy}")
             return None
         return None if found is None else (to_model(trainer, pl_module, found[0], validating=True), found[1])
 
@@ -136,7 +128,7 @@ def _as_indices(given: Any) -> list[int] | None:
     return None
 
 
-def _chosen_indices(loader: Any, given: Any, num_images: int, input_key: Key | None) -> list[int]:
+def _chosen_indices(reader: SampleReader, loader: Any, given: Any, num_images: int, input_key: Key | None) -> list[Any]:
     size = num_samples(loader)
     if not size or batches_itself(loader):
         raise ValueError(
@@ -146,22 +138,23 @@ def _chosen_indices(loader: Any, given: Any, num_images: int, input_key: Key | N
         )
     indices = _as_indices(given)
     if indices is None:
-        pool, labels = _labels(loader, size, num_images, input_key)
+        pool, labels = _labels(reader, loader, num_images, input_key)
         return [pool[i] for i in balanced_indices(labels, num_images)]
     if max(indices) >= size:
         raise ValueError(f"Expected `probe` to hold indices between 0 and {size - 1}, but got {max(indices)}.")
     return indices
 
 
-def _labels(loader: Any, size: int, num_images: int, input_key: Key | None) -> tuple[list[int], list[int]]:
+def _labels(
+    reader: SampleReader, loader: Any, num_images: int, input_key: Key | None
+) -> tuple[Sequence[Any], list[int]]:
     """Indices to choose from, and their labels: all where the data set keeps them, else of samples read for it."""
-    known = known_labels(loader.dataset)
+    delivered, known = reader.delivered(loader) or (), known_labels(loader.dataset)
     if known is not None:
-        return list(range(size)), known
-    count = min(size, _READ_TO_BALANCE * num_images)
-    pool, labels = [i * size // count for i in range(count)], []
-    for index in pool:  # one by one, so that no more than one sample is in memory
-        batch = collate(loader, [index])
+        return delivered, [known[index] for index in delivered]
+    count = min(len(delivered), _READ_TO_BALANCE * num_images)
+    pool, labels = [delivered[i * len(delivered) // count] for i in range(count)], []
+    for batch in reader.read(loader, [[index] for index in pool]):  # so that no more than a few are in memory
         path = find_labels(batch, find_images(batch, input_key))
         if path is None:
             raise ValueError(

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from egcam_lightning.batches import find_images, get
 from egcam_lightning.chunks import is_out_of_memory
-from egcam_lightning.data import validation_data
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.faults import Faults
 from egcam_lightning.isolation import isolated
+from egcam_lightning.loaders import validation_data
 from egcam_lightning.logging import log, logger_step
 from egcam_lightning.look import Look, When, build_metrics, reference_of
 from egcam_lightning.output import Output, run_directory

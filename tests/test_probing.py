@@ -7,10 +7,11 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 from torchvision.transforms import v2
 
 from egcam_lightning import ExpectedGradCAMCallback
+from egcam_lightning.baselines import Baselines
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
 NORMALIZE = v2.Normalize(MEAN, STD)
@@ -55,7 +56,7 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
-def fit(tmp_path, val=None, datamodule=None, **arguments):
+def fit(tmp_path, train=None, val=None, datamodule=None, **arguments):
     callback = ExpectedGradCAMCallback(num_samples=2, num_baselines=2, metrics=(), max_overhead=None, **arguments)
     trainer = Trainer(
         max_epochs=1, limit_train_batches=1, limit_val_batches=1, accelerator="cpu", callbacks=[callback],
@@ -64,6 +65,8 @@ def fit(tmp_path, val=None, datamodule=None, **arguments):
     )  # fmt: skip
     if datamodule is None:
         loaders = {"train_dataloaders": DataLoader(Data(), 8), "val_dataloaders": DataLoader(Data(), 8)}
+        if train is not None:
+            loaders["train_dataloaders"] = train
         if val is not None:
             loaders["val_dataloaders"] = val
     else:
@@ -102,6 +105,20 @@ def test_balanced_images_have_every_class_as_often(tmp_path, keep):
 
 def test_without_a_choice_images_are_evenly_spaced(tmp_path):
     assert explained(fit(tmp_path, num_images=6)) == [0, 8, 16, 24, 32, 40]
+
+
+@pytest.mark.parametrize("probe", [None, "balanced"])
+def test_one_data_set_split_by_samplers_gives_validation_images_and_training_baselines(tmp_path, probe, monkeypatch):
+    collected = []
+    prepare = Baselines.prepare
+    monkeypatch.setattr(Baselines, "prepare", lambda *given: collected.append(given[-1]) or prepare(*given))
+    data, part = Data(), torch.randperm(48, generator=torch.Generator().manual_seed(0)).tolist()
+    loaders = [DataLoader(data, 8, sampler=SubsetRandomSampler(indices)) for indices in (part[12:], part[:12])]
+    callback = fit(tmp_path, train=loaders[0], val=loaders[1], probe=probe, num_images=8)
+    assert len(set(explained(callback))) == 8
+    assert set(explained(callback)) <= set(part[:12])
+    (baselines,) = collected
+    assert {round(47 * float(b[0, -1, -1] * STD[0] + MEAN[0])) for b in baselines} == {part[12], part[30]}
 
 
 @pytest.mark.parametrize(

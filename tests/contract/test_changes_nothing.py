@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Sampler, Subset, SubsetRandomSampler
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,71 @@ class AugmentedByGlobals(Dataset):
         return x + float(np.random.rand()) * 0.1 + 0.1 * torch.randn_like(x), y  # noqa: NPY002
 
 
+class OpensItsFile(Dataset):
+    """Raw samples behind a handle that the first one opens, so that each worker has its own."""
+
+    def __init__(self, path: Path, count: int, seed: int) -> None:
+        self.path, self.labels, self.file = path, images(count, seed).tensors[1], None
+        path.write_bytes(images(count, seed).tensors[0].numpy().tobytes())
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        self.file = self.file or self.path.open("rb")
+        size = 3 * 16 * 16 * 4
+        self.file.seek(index * size)
+        return torch.frombuffer(bytearray(self.file.read(size)), dtype=torch.float32).view(3, 16, 16), self.labels[
+            index
+        ]
+
+
+class OpensItsZip(OpensItsFile):
+    """The same in an archive, which a shared handle breaks outright."""
+
+    def __init__(self, path: Path, count: int, seed: int) -> None:
+        super().__init__(path, count, seed)
+        with zipfile.ZipFile(path, "w") as archive:
+            for index, (picture, _) in enumerate(images(count, seed)):
+                archive.writestr(str(index), picture.numpy().tobytes())
+
+    def __getitem__(self, index):
+        self.file = self.file or zipfile.ZipFile(self.path)
+        content = bytearray(self.file.read(str(index)))
+        return torch.frombuffer(content, dtype=torch.float32).view(3, 16, 16), self.labels[index]
+
+
+class DrawsFromItsOwn(Dataset):
+    """Noised by generators that the data set holds."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.data = images(count, seed)
+        self.numpy, self.python, self.torch = np.random.default_rng(0), random.Random(0), torch.Generator()
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        x, y = self.data[index]
+        noise = 0.1 * torch.randn(x.shape, generator=self.torch) + self.numpy.normal() + self.python.random()
+        return x + noise, y
+
+
+class RemembersItsPlace(Sampler):
+    """A sampler with a generator and a count of its own."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.epoch, self.generator = count, 0, torch.Generator()
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        self.epoch += 1
+        order = torch.randperm(self.count, generator=self.generator).tolist()
+        return iter(order[self.epoch :] + order[: self.epoch])
+
+
 def augmented_loaders(**kwargs: Any) -> dict[str, Any]:
     return {
         "train": lambda: train_loader(AugmentedByGlobals(32, 0), **kwargs),
@@ -248,6 +315,13 @@ CASES = {
     "augmentation, 0 workers": Case(**augmented_loaders()),
     "augmentation, 2 workers": Case(**augmented_loaders(num_workers=2)),
     "augmentation, 2 persistent workers": Case(**augmented_loaders(num_workers=2, persistent_workers=True)),
+    "generators of the data set's own": Case(
+        train=lambda: train_loader(DrawsFromItsOwn(32, 0)), val=lambda: val_loader(DrawsFromItsOwn(16, 1))
+    ),
+    "a sampler with a state": Case(
+        train=lambda: train_loader(sampler=RemembersItsPlace(32), shuffle=False),
+        val=lambda: val_loader(sampler=RemembersItsPlace(16)),
+    ),
     "bf16-mixed": Case(lambda: Net(dropout=0.2), trainer={"precision": "bf16-mixed"}),
     "bf16-true": Case(lambda: Net(dropout=0.2), trainer={"precision": "bf16-true"}),
     "64-true": Case(trainer={"precision": "64-true"}),
@@ -360,6 +434,26 @@ def compare(case: Case, tmp_path: Any) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_training_is_the_same_bit_for_bit(name, tmp_path):
     compare(CASES[name], tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [OpensItsFile, OpensItsZip])
+@pytest.mark.filterwarnings("ignore")
+def test_training_is_the_same_bit_for_bit_where_samples_are_in_a_file(kind, workers, tmp_path):
+    """One data set, split by samplers, behind both loaders; its first sample opens the file."""
+
+    def loader(part: range) -> Callable[[], Any]:
+        return lambda: val_loader(data[-1], sampler=SubsetRandomSampler(part), num_workers=workers)
+
+    data: list[Dataset] = []
+
+    def train() -> Any:
+        data.append(kind(tmp_path / "samples", 48, 0))
+        return loader(range(32))()
+
+    compare(Case(train=train, val=loader(range(32, 48)), trainer={"num_sanity_val_steps": 0}), tmp_path)
+    if workers:  # each opens its own: one handle for all would read wrong samples whenever two read at once
+        assert [each.file for each in data] == [None, None]
 
 
 @pytest.mark.slow
