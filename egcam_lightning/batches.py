@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,24 @@ Path = tuple[Key, ...]
 # What batches call these things, in the order in which they are looked for.
 IMAGE_KEYS = ("image", "images", "pixel_values", "img", "imgs", "x", "input", "inputs", "data")
 LABEL_KEYS = ("label", "labels", "target", "targets", "y", "class", "classes")
+
+
+@dataclass(frozen=True)
+class BatchKeys:
+    """Where things are in a batch: keys, attributes or positions, with dots to lead deeper.
+
+    Attributes:
+        input: of the images; ``None`` finds them.
+        label: of the labels; ``None`` finds them.
+        masks: of the masks; ``None`` where there are none.
+        additional: of the model's other inputs.
+
+    """
+
+    input: Key | None = None
+    label: Key | None = None
+    masks: Key | None = None
+    additional: tuple[Key, ...] = ()
 
 
 def find_images(batch: Any, key: Key | None = None) -> Path:
@@ -58,24 +77,63 @@ def find_images(batch: Any, key: Key | None = None) -> Path:
     return _by_name(paths, IMAGE_KEYS) or paths[0]
 
 
-def find_labels(batch: Any, images: Path, others: Sequence[Path] = ()) -> Path | None:
+def find_labels(batch: Any, images: Path, others: Sequence[Path] = (), key: Key | None = None) -> Path | None:
     """Find the labels that belong to the images at ``images``: one an image, or ``None``.
 
-    Labels are integers, or the zeros and ones in floating point that a binary loss takes. What lies at ``others``, the
-    model's other inputs, is none.
+    Labels are integers, or the zeros and ones in floating point that a binary loss takes. Of several the first behind
+    the images is taken. What lies at ``others``, the model's other inputs, is none.
+
+    Args:
+        batch: as :func:`find_images` takes it.
+        images: the way to its images.
+        others: the ways to the model's other inputs.
+        key: key, attribute or position of the labels, sets of them too (:func:`find_label_sets`); ``None`` finds them.
+
+    Raises:
+        ValueError: where what lies under ``key`` is none.
+
+    Example:
+        >>> import torch
+        >>> find_labels((torch.arange(2), torch.rand(2, 3, 8, 8), torch.tensor([5, 3])), (1,))
+        (2,)
+
     """
     count = len(get(batch, images))
+    if key is not None:
+        path = _parse(batch, key)
+        found = _try_get(batch, path)
+        if not _is_label(found, count) and not _is_label_sets(found, count):
+            raise ValueError(
+                f"Expected labels of {count} images under `label_key={key!r}`, integers of shape ({count},) or zeros "
+                f"and ones ({count}, classes), but found {_describe(found)}. The batch holds {contents(batch)}. Write "
+                "the key, attribute or position that leads to them, or None."
+            )
+        return path
+    named, positional = _labels(batch, images, others, count)
+    return next(iter([*named, *positional]), None)
+
+
+def rival_labels(batch: Any, images: Path, labels: Path, others: Sequence[Path] = ()) -> list[Path]:
+    """What would do as well as the labels that were found at ``labels``: integers, by a label's name or by position."""
+    named, positional = _labels(batch, images, others, len(get(batch, images)))
+    found = named if labels in named else positional
+    return [path for path in found if path != labels and not get(batch, path).is_floating_point()]
+
+
+def _labels(batch: Any, images: Path, others: Sequence[Path], count: int) -> tuple[list[Path], list[Path]]:
+    """The ways to all that may be labels: by name, and by position; the first of each is the likeliest."""
     leaves = [(path, leaf) for path, leaf in _leaves(batch) if path not in (images, *others)]
-    found = _by_name([path for path, leaf in leaves if _is_label(leaf, count)], LABEL_KEYS)
-    if found is not None:
-        return found
+    named = [path for path, leaf in leaves if _is_label(leaf, count)]
     # In a mapping any other vector of integers (an index, a length) may be anything: take none by guess.
-    positional = [(p, v) for p, v in leaves if isinstance(v, Tensor) and p and all(isinstance(step, int) for step in p)]
-    for place, (path, leaf) in enumerate(positional):
-        # Zeros and ones in floating point may be weights, unless they come first.
-        if _is_label(leaf, count) and (place == 0 or not leaf.is_floating_point()):
-            return path
-    return None
+    places = [(p, v) for p, v in leaves if isinstance(v, Tensor) and p and all(isinstance(step, int) for step in p)]
+    places.sort(key=lambda place: place[0] < images if all(isinstance(step, int) for step in images) else False)
+    # Zeros and ones in floating point may be weights, unless they come first.
+    positional = [
+        path
+        for place, (path, leaf) in enumerate(places)
+        if _is_label(leaf, count) and (place == 0 or not leaf.is_floating_point())
+    ]
+    return _all_by_name(named, LABEL_KEYS), positional
 
 
 def find_label_sets(batch: Any, images: Path, others: Sequence[Path] = ()) -> Path | None:
@@ -160,11 +218,17 @@ def _leaves(batch: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 def _by_name(paths: Sequence[Path], names: Sequence[str]) -> Path | None:
     """The path that ends in the first of the names; a list under a name has that name."""
-    for name in names:
-        for path in paths:
-            if next((step for step in reversed(path) if isinstance(step, str)), None) == name:
-                return path
-    return None
+    return next(iter(_all_by_name(paths, names)), None)
+
+
+def _all_by_name(paths: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """The paths that end in one of the names, in the order of the names."""
+    return [
+        path
+        for name in names
+        for path in paths
+        if next((step for step in reversed(path) if isinstance(step, str)), None) == name
+    ]
 
 
 def _is_image(value: Any) -> bool:

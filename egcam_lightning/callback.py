@@ -15,6 +15,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from egcam_lightning.baselines import Baselines
+from egcam_lightning.batches import BatchKeys
 from egcam_lightning.explain import Perturbation
 from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import ScoreName
@@ -37,7 +38,7 @@ class ExpectedGradCAMCallback(Callback):
     Args:
         target_layer: ``"auto"``, a module's name, or a module, see :class:`ExpectedGradCAM`; several names for the mean
             of their maps (for a timeline each, take an instance a layer, with a ``log_prefix`` of its own).
-        num_images: images of the probe, taken at evenly spaced indices of the first validation data set.
+        num_images: images of the probe, evenly spaced among what the first validation loader delivers.
         num_baselines: training images kept as baselines, a uniform sample of the first epoch.
         num_samples: draws an image; a multiple of ``num_baselines`` is best.
         every_n_epochs: take a snapshot at the validations of every n-th epoch; ``None`` for none of them. Without
@@ -63,6 +64,8 @@ class ExpectedGradCAMCallback(Callback):
             ``module(images, *others)``.
         additional_keys: keys or positions, in a batch, of what the model takes besides the images: tensors with a row
             an image, which follow the images in this order and are held fixed.
+        label_key: key or position of the labels in a batch; ``None`` finds the usual names, else the first integers
+            behind the images, and says so where others would do as well.
         masks_key: key or position of object masks in a validation batch; they bring the metrics that need them.
         max_overhead: largest share of the fit's time that snapshots may take; past it they are taken less often.
             ``None`` for any.
@@ -116,6 +119,7 @@ class ExpectedGradCAMCallback(Callback):
         output_key: str | int | None = None,
         forward_fn: Callable[..., Any] | None = None,
         additional_keys: Sequence[str | int] = (),
+        label_key: str | int | None = None,
         masks_key: str | int | None = None,
         max_overhead: float | None = 0.05,
         seed: int = 0,
@@ -165,9 +169,12 @@ class ExpectedGradCAMCallback(Callback):
             normalization=None
             if mean is None or std is None
             else (as_tuple("mean", mean, "(0.5,)"), as_tuple("std", std, "(0.5,)")),
-            input_key=input_key,
-            masks_key=masks_key,
-            additional_keys=(additional_keys,) if isinstance(additional_keys, (str, int)) else tuple(additional_keys),
+            keys=BatchKeys(
+                input_key,
+                label_key,
+                masks_key,
+                (additional_keys,) if isinstance(additional_keys, (str, int)) else tuple(additional_keys),
+            ),
             max_overhead=max_overhead,
             seed=seed,
             save_dir=save_dir,

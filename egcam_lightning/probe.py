@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from egcam_lightning.batches import Key, Path, find_images, find_label_sets, find_labels, find_masks, find_others, get
+from egcam_lightning.batches import (
+    BatchKeys,
+    Path,
+    find_images,
+    find_label_sets,
+    find_labels,
+    find_masks,
+    find_others,
+    get,
+    rival_labels,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,21 +54,26 @@ class Probe:
         cls,
         batch: Any,
         num_images: int,
-        input_key: Key | None,
-        masks_key: Key | None,
-        additional_keys: Sequence[Key] = (),
+        keys: BatchKeys,
     ) -> Probe:
         """Take the first ``num_images`` of a batch that has been through all transfers.
 
         Raises:
-            ValueError: where the batch has no images, no masks of their size under ``masks_key``, or no rows for them
-                under one of ``additional_keys``.
+            ValueError: where the batch has no images, or under one of the keys not what is expected there.
 
         """
-        path = find_images(batch, input_key)
-        others = find_others(batch, path, additional_keys)
-        labels = find_labels(batch, path, others) or find_label_sets(batch, path, others)
-        masks = None if masks_key is None else find_masks(batch, path, masks_key)
+        path = find_images(batch, keys.input)
+        others = find_others(batch, path, keys.additional)
+        labels = find_labels(batch, path, others, keys.label)
+        rivals = [] if labels is None or keys.label is not None else rival_labels(batch, path, labels, others)
+        if labels is not None and rivals:
+            places = [repr(".".join(map(str, place))) for place in (labels, *rivals)]
+            rank_zero_warn(
+                f"The integers at {places[0]} of the batch are taken for the labels; those at {', '.join(places[1:])} "
+                f"would do as well. Pass `label_key`, such as label_key={'.'.join(map(str, labels))!r}, to choose."
+            )
+        labels = labels or find_label_sets(batch, path, others)
+        masks = None if keys.masks is None else find_masks(batch, path, keys.masks)
 
         def part(where: Path) -> Tensor:
             found: Tensor = get(batch, where)[:num_images].detach().cpu()

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.nn.functional import interpolate
 
-from egcam_lightning.batches import Key, contents, find_images, find_labels, get
+from egcam_lightning.batches import BatchKeys, contents, find_images, find_labels, get
 from egcam_lightning.data import balanced_indices, class_names_of, known_labels, normalization_of
 from egcam_lightning.display import to_display
 from egcam_lightning.faults import Faults
@@ -33,9 +33,7 @@ def build_probe(
     pl_module: LightningModule,
     given: Any,
     num_images: int,
-    input_key: Key | None,
-    masks_key: Key | None,
-    additional_keys: Sequence[Key],
+    keys: BatchKeys,
     faults: Faults,
 ) -> Probe | None:
     """Build the probe: the user's batch or choice, else evenly spaced validation images, else training images.
@@ -45,9 +43,7 @@ def build_probe(
         pl_module: its module.
         given: a batch, indices of the data set, ``"balanced"``, or ``None``.
         num_images: how many images to take, unless ``given`` says which.
-        input_key: where the images are in a batch.
-        masks_key: where the masks are.
-        additional_keys: where the model's other inputs are.
+        keys: where things are in a batch.
         faults: where a failure to read goes that the user's own choice is not the cause of.
 
     Returns:
@@ -58,14 +54,13 @@ def build_probe(
             had: an index out of range, data without an index, or without labels to balance.
 
     """
-    keys = input_key, masks_key, additional_keys
     chosen = isinstance(given, str) or _as_indices(given) is not None
     if given is not None and not chosen:
         batch = to_model(trainer, pl_module, given, validating=True)
-        size = len(get(batch, find_images(batch, input_key)))
+        size = len(get(batch, find_images(batch, keys.input)))
         if size == 0:
             raise ValueError("Expected `probe` to hold at least one image, but its batch is empty.")
-        return Probe.from_batch(batch, size, *keys)
+        return Probe.from_batch(batch, size, keys)
     loader = validation_source(trainer)
     if loader is None:
         rank_zero_warn("There are no validation data: training images are explained instead.")
@@ -73,12 +68,12 @@ def build_probe(
     reader = SampleReader(trainer, pl_module)
     if chosen:  # what was asked for and cannot be had is an error
         try:
-            indices = _chosen_indices(reader, loader, given, num_images, input_key)
+            indices = _chosen_indices(reader, loader, given, num_images, keys)
             (samples,) = reader.read(loader, [indices])
         except CannotRead as error:
             raise ValueError(f"{error} {error.remedy}") from error
         batch = to_model(trainer, pl_module, samples, validating=True)
-        return Probe.from_batch(batch, len(indices), *keys)
+        return Probe.from_batch(batch, len(indices), keys)
 
     def read() -> tuple[Any, list[Any]] | None:
         try:
@@ -97,7 +92,7 @@ def build_probe(
             f"Expected at least num_images={num_images} images to explain, but the data set has {len(indices)}; "
             "taking them all."
         )
-    return Probe.from_batch(batch, num_images, *keys)
+    return Probe.from_batch(batch, num_images, keys)
 
 
 def check_probe(given: Any) -> None:
@@ -128,7 +123,7 @@ def _as_indices(given: Any) -> list[int] | None:
     return None
 
 
-def _chosen_indices(reader: SampleReader, loader: Any, given: Any, num_images: int, input_key: Key | None) -> list[Any]:
+def _chosen_indices(reader: SampleReader, loader: Any, given: Any, num_images: int, keys: BatchKeys) -> list[Any]:
     size = num_samples(loader)
     if not size or batches_itself(loader):
         raise ValueError(
@@ -138,24 +133,23 @@ def _chosen_indices(reader: SampleReader, loader: Any, given: Any, num_images: i
         )
     indices = _as_indices(given)
     if indices is None:
-        pool, labels = _labels(reader, loader, num_images, input_key)
+        pool, labels = _labels(reader, loader, num_images, keys)
         return [pool[i] for i in balanced_indices(labels, num_images)]
     if max(indices) >= size:
         raise ValueError(f"Expected `probe` to hold indices between 0 and {size - 1}, but got {max(indices)}.")
     return indices
 
 
-def _labels(
-    reader: SampleReader, loader: Any, num_images: int, input_key: Key | None
-) -> tuple[Sequence[Any], list[int]]:
+def _labels(reader: SampleReader, loader: Any, num_images: int, keys: BatchKeys) -> tuple[Sequence[Any], list[int]]:
     """Indices to choose from, and their labels: all where the data set keeps them, else of samples read for it."""
     delivered, known = reader.delivered(loader) or (), known_labels(loader.dataset)
-    if known is not None:
+    if known is not None and keys.label is None:
         return delivered, [known[index] for index in delivered]
     count = min(len(delivered), _READ_TO_BALANCE * num_images)
     pool, labels = [delivered[i * len(delivered) // count] for i in range(count)], []
     for batch in reader.read(loader, [[index] for index in pool]):  # so that no more than a few are in memory
-        path = find_labels(batch, find_images(batch, input_key))
+        images = find_images(batch, keys.input)
+        path = find_labels(batch, images, key=keys.label)
         if path is None:
             raise ValueError(
                 "Expected labels in the validation data to balance `probe='balanced'` by: the data set has no "

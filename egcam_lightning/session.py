@@ -123,7 +123,7 @@ class Session:
         def take() -> Probe | None:
             if self._waiting is not None or batch is None:
                 return self._waiting
-            return Probe.from_batch(batch, settings.num_images, *settings.keys)
+            return Probe.from_batch(batch, settings.num_images, settings.keys)
 
         def begin() -> None:
             probe = ranks.first_known(ranks.together(take))
@@ -220,11 +220,11 @@ class Session:
         """Read the images to explain and the first baselines, as far as the data can be indexed."""
         trainer, module, settings, faults = self._trainer, self._module, self._settings, self._faults
         with isolated(module, seed=settings.seed):
-            probe = build_probe(trainer, module, settings.probe, settings.num_images, *settings.keys, faults)
-            return probe, self._record.baselines.collect(trainer, module, settings.input_key, faults)
+            probe = build_probe(trainer, module, settings.probe, settings.num_images, settings.keys, faults)
+            return probe, self._record.baselines.collect(trainer, module, settings.keys.input, faults)
 
     def _images(self, batch: Any) -> Tensor:
-        images: Tensor = get(batch, find_images(batch, self._settings.input_key))
+        images: Tensor = get(batch, find_images(batch, self._settings.keys.input))
         return images
 
     def _begin(self, probe: Probe) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torchmetrics import Metric
 
-from egcam_lightning.batches import Key
+from egcam_lightning.batches import BatchKeys
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.look import build_metrics
 from egcam_lightning.targets import Target, check_target
@@ -33,9 +33,7 @@ class Settings:
     probe: Any
     class_names: tuple[str, ...] | None
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
-    input_key: Key | None
-    masks_key: Key | None
-    additional_keys: tuple[Key, ...]
+    keys: BatchKeys
     max_overhead: float | None
     seed: int
     save_dir: str | None
@@ -44,11 +42,6 @@ class Settings:
     log_page_every: int | None
     colormap: str
     strict: bool
-
-    @property
-    def keys(self) -> tuple[Key | None, Key | None, tuple[Key, ...]]:
-        """Where images, masks and the model's other inputs are in a batch."""
-        return self.input_key, self.masks_key, self.additional_keys
 
     def __post_init__(self) -> None:
         check_counts(num_images=self.num_images, num_baselines=self.num_baselines)

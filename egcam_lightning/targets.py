@@ -53,7 +53,8 @@ def known_targets(
         if labels is None or labels.ndim == 2:
             raise ValueError(
                 "Expected labels for `target='runner_up'`, but found none in the batch: integers, one an image, second "
-                f"in a tuple or under one of {', '.join(map(repr, LABEL_KEYS))}. Write target='predicted'."
+                f"in a tuple or under one of {', '.join(map(repr, LABEL_KEYS))}. Pass `label_key`, or write "
+                "target='predicted'."
             )
         score.runner_up(output, labels[: len(output)].to(output.device))
     if target != "label" or labels is None or not score.takes_labels:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from egcam_lightning.batches import find_images, find_label_sets, find_labels, find_masks, get
+from egcam_lightning.batches import find_images, find_label_sets, find_labels, find_masks, get, rival_labels
 
 IMAGES = torch.rand(4, 3, 8, 8)
 LABELS = torch.tensor([0, 1, 2, 3])
@@ -33,6 +33,8 @@ BATCHES = {
     "nested": ({"data": {"image": IMAGES}, "meta": {"target": LABELS}}, ("data", "image"), ("meta", "target")),
     "tuple of dicts": (({"img": IMAGES}, {"y": LABELS}), (0, "img"), (1, "y")),
     "dataclass": (Sample(IMAGES, LABELS), ("pixels",), ("y",)),
+    "an index comes first": ((LABELS * 7, IMAGES, LABELS), (1,), (2,)),
+    "coarse and fine": ((IMAGES, LABELS, LABELS * 7), (0,), (1,)),
     "several images": ({"other": IMAGES + 1, "image": IMAGES, "label": LABELS}, ("image",), ("label",)),
     "an index is no label": ({"image": IMAGES, "index": LABELS}, ("image",), None),
     "multi-hot labels are no classes": ((IMAGES, torch.rand(4, 5)), (0,), None),
@@ -50,6 +52,33 @@ def test_images_and_labels_are_found(batch, images, labels):
     assert found == images
     assert torch.equal(get(batch, found), IMAGES)
     assert find_labels(batch, found) == labels
+
+
+@pytest.mark.parametrize(
+    ("batch", "rivals"),
+    [
+        ((IMAGES, LABELS), []),
+        ((LABELS * 7, IMAGES, LABELS), [(0,)]),
+        ((IMAGES, LABELS, LABELS * 7), [(2,)]),
+        ((IMAGES, LABELS, torch.ones(4), torch.rand(4)), []),
+        ({"image": IMAGES, "label": LABELS, "index": LABELS}, []),
+        ({"image": IMAGES, "classes": LABELS, "label": LABELS}, [("classes",)]),
+        (({"image": IMAGES, "label": LABELS}, LABELS), []),
+    ],
+)
+def test_what_would_do_as_well_as_the_labels_is_known(batch, rivals):
+    images = find_images(batch)
+    assert rival_labels(batch, images, find_labels(batch, images)) == rivals
+
+
+def test_a_key_leads_to_labels_and_what_is_none_is_refused():
+    batch = {"image": IMAGES, "class": LABELS, "coarse": LABELS, "set": LABELS[:, None] == LABELS, "name": ["a"] * 4}
+    assert find_labels(batch, ("image",), key="coarse") == ("coarse",)
+    assert find_labels(batch, ("image",), key="set") == ("set",)
+    assert find_labels((LABELS, IMAGES, LABELS), (1,), key=0) == (0,)
+    for key, found in {"name": "list", "nothing": "NoneType", "image": r"torch.float32 \(4, 3, 8, 8\)"}.items():
+        with pytest.raises(ValueError, match=rf"labels of 4 images under `label_key='{key}'`, .* but found {found}\."):
+            find_labels(batch, ("image",), key=key)
 
 
 def test_sets_of_labels_are_second_in_a_tuple_or_named_and_no_input_of_the_model():

@@ -309,6 +309,28 @@ def test_training_data_without_an_index_give_baselines_once_they_have_passed(tmp
     assert_explained(callback, net, Data(), kinds=["epoch"])
 
 
+@pytest.mark.parametrize(
+    ("form", "find", "warning"),
+    [
+        (lambda x, y: (y + 5, x, y), lambda batch: batch[1:], r"integers at '2' .* those at '0' would do as well"),
+        (lambda x, y: (x, y, y * 0), lambda batch: batch[:2], r"integers at '1' .* those at '2' would do as well"),
+    ],
+    ids=["an index first", "coarse and fine"],
+)
+def test_of_several_integers_the_first_behind_the_images_are_the_labels_and_that_is_said(tmp_path, form, find, warning):
+    net = Net(find=find)
+    with pytest.warns(UserWarning, match=rf"{warning}. Pass `label_key`"):
+        callback = run(tmp_path, net, form)
+    assert_explained(callback, net, Data())
+
+
+def test_labels_lie_where_the_key_says(tmp_path, recwarn):
+    net = Net(find=lambda batch: batch[:2])
+    callback = run(tmp_path, net, lambda x, y: (x, y * 0, y), label_key=2)
+    assert_explained(callback, net, Data())
+    assert not [warning for warning in recwarn if "would do as well" in str(warning.message)]
+
+
 class Sized(Dataset):
     """Images of a size of their own, which a loader groups into batches."""
 

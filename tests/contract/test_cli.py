@@ -89,6 +89,7 @@ EVERYTHING = {
     "output_key": "classes",
     "forward_fn": f"{__name__}.call_twice",
     "additional_keys": ["weight"],
+    "label_key": "label",
     "masks_key": "object",
     "max_overhead": 0.9,
     "seed": 7,
@@ -185,9 +186,6 @@ def test_the_defaults_need_no_argument_but_where_the_logits_are(build):
         ("target", f"{__name__}.most_likely", most_likely),
         ("metrics", "default", "default"),
         ("metrics", [], ()),
-        ("input_key", 0, 0),
-        ("input_key", "views.0", "views.0"),
-        ("masks_key", -1, -1),
         ("max_overhead", None, None),
         ("probe", [0, 4], [0, 4]),
     ],
@@ -195,6 +193,14 @@ def test_the_defaults_need_no_argument_but_where_the_logits_are(build):
 def test_every_kind_of_value_arrives_as_it_is(build, name, value, expected):
     callback, _ = build(None, **{name: value})
     assert getattr(callback._settings, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("input_key", 0), ("input_key", "views.0"), ("label_key", 2), ("masks_key", -1)]
+)
+def test_keys_are_names_or_numbers(build, name, value):
+    callback, _ = build(None, **{name: value})
+    assert getattr(callback._settings.keys, name.removesuffix("_key")) == value
 
 
 @pytest.mark.parametrize(
