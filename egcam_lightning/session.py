@@ -263,11 +263,13 @@ class Session:
         if self._output is None and self._ranks.rank == 0 and not getattr(self._trainer, "fast_dev_run", False):
 
             def find() -> Output:
-                self.run_dir = run_directory(self._trainer, self._settings.save_dir, self._settings.prefix)
+                history = self._record.history
+                self.run_dir = run_directory(self._trainer, self._settings.save_dir, history.prefix, history.run)
+                self._record.look_in(self.run_dir)
                 return Output(
                     self.run_dir,
                     self._trainer.loggers,
-                    self._record.history.prefix,
+                    history.prefix,
                     self._faults,
                     alerts=self._settings.alerts,
                     log_page_every=self._settings.log_page_every,
