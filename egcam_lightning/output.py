@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,9 +112,16 @@ class Output:
         """Where the timeline page is written."""
         return self._folder.path / "report.html"
 
-    def add(self, snapshot: Snapshot, history: History) -> None:
-        """Write and show a snapshot, the last one of ``history``."""
-        self._guard("writing the history", lambda: self._write(snapshot, history))
+    def add(self, snapshot: Snapshot, history: History, past: Sequence[Snapshot]) -> None:
+        """Write and show a snapshot, the last one of ``history``.
+
+        Args:
+            snapshot: the snapshot, with all of its maps.
+            history: the history with it.
+            past: the snapshots before it, as they were before it was added: with what memory held of them then.
+
+        """
+        self._guard("writing the history", lambda: self._write(snapshot, history, past))
         pictures = self._guard("drawing the pictures", lambda: self._draw(snapshot, history))
         self._sinks = self._sinks or self._guard("finding where pictures go", self._find_sinks) or []
         if pictures is not None:
@@ -156,9 +163,9 @@ class Output:
                 if alert is not None:
                     self._guard(f"sending an alert ({type(sink).__name__})", partial(alert, title, text))
 
-    def _write(self, snapshot: Snapshot, history: History) -> None:
+    def _write(self, snapshot: Snapshot, history: History, past: Sequence[Snapshot]) -> None:
         if not self._opened:  # not before there is something to write: a run that fails at once leaves nothing
-            self._folder.open(history.probe, history.prefix, history.snapshots[:-1], history.run)
+            self._folder.open(history.probe, history.prefix, past, history.run)
         self._opened = False  # where the disk does not take it, the next snapshot brings all that is missing
         self._folder.append(snapshot)
         self._opened = True

@@ -172,11 +172,12 @@ class Session:
         begin = time.perf_counter()
         snapshot = self._faults.guard("the snapshot", lambda: self._take(look, when))
         if snapshot is not None:
+            past = record.history.snapshots
             record.add(snapshot)
             drawing = time.perf_counter()
             output = self._find_output()
             if output is not None:
-                output.add(snapshot, record.history)
+                output.add(snapshot, record.history, past)
             look.seconds["drawing"] = time.perf_counter() - drawing
         took = time.perf_counter() - begin
         self._last_seconds = took

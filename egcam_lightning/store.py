@@ -118,16 +118,18 @@ class RunFolder:
             OSError: where the disk does not take it; the history that was there is then still whole.
 
         """
-        snapshots = tuple(snapshots)
         (self.path / "maps").mkdir(parents=True, exist_ok=True)
         types = {"images": torch.uint8, "labels": torch.int64, "masks": torch.bool}
         tensors = {name: getattr(probe, name) for name in types}
         arrays = {k: v.detach().cpu().to(types[k]).numpy() for k, v in tensors.items() if v is not None}
         write_npz(self.path / "probe.npz", arrays)
-        lines = [_encode(_header(probe, prefix, run)), *(self._write_maps(snapshot) for snapshot in snapshots)]
+        lines, keys, kept = [_encode(_header(probe, prefix, run))], set(), set()
+        for snapshot in snapshots:  # one after the other: their maps together may be larger than memory
+            lines.append(self._write_maps(snapshot))
+            keys.add(snapshot.key)
+            kept.add(_maps_name(snapshot))
         replace_file(self.path / "history.jsonl", b"".join(lines))
-        self._keys = {snapshot.key for snapshot in snapshots}
-        kept = {_maps_name(snapshot) for snapshot in snapshots}
+        self._keys = keys
         for file in (self.path / "maps").iterdir():
             if f"maps/{file.name}" not in kept and _MAPS_NAME.fullmatch(f"maps/{file.name}"):
                 file.unlink()

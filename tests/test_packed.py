@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from itertools import pairwise
 
 import pytest
@@ -13,6 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from egcam_lightning.packed import PackedSnapshots
 from egcam_lightning.snapshot import ProbeImages, Snapshot
 from egcam_lightning.store import RunFolder, load_history, round_maps, snapshot_to_state
+from tests.contract.helpers import memory_of
 
 GRIDS = [(7, 7), (64, 64), (256, 256)]
 N = 16
@@ -37,27 +37,14 @@ def whole(packed: PackedSnapshots) -> list[int]:
     return [snapshot.step for snapshot in packed if snapshot.attribution.shape[1:] == (64, 64)]
 
 
-def memory_of(value, seen: set[int]) -> int:
-    """Bytes of a value and of all that it refers to."""
-    if id(value) in seen:
-        return 0
-    seen.add(id(value))
-    if isinstance(value, torch.Tensor):
-        return 500 + value.untyped_storage().nbytes()
-    values = vars(value) if isinstance(value, PackedSnapshots) else value
-    parts = [*values, *values.values()] if isinstance(values, dict) else values
-    parts = parts if isinstance(parts, (list, tuple)) else ()
-    return sys.getsizeof(values) + sum(memory_of(part, seen) for part in parts)
-
-
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_a_snapshot_takes_at_most_4_kb_of_memory_and_of_a_checkpoint_whatever_the_grid(grid):
     packed, count = PackedSnapshots(), 10
     for step in range(2 * count):
         packed = packed.plus(make_snapshot(step, grid))
         if step == count - 1:
-            half = memory_of(packed, set()), size_of(packed)
-    full = memory_of(packed, set()), size_of(packed)
+            half = memory_of(packed), size_of(packed)
+    full = memory_of(packed), size_of(packed)
     # Beside them there are the maps of the two snapshots that the next one is compared with.
     beside = 2 * N * 2 * grid[0] * grid[1]
     for few, many in zip(half, full, strict=True):

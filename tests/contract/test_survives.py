@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 import egcam_lightning.store
 from egcam_lightning import History
 from tests.contract.faulty import heard
-from tests.contract.helpers import Net, fingerprint, fit, images, make_callback, train_loader, val_loader
+from tests.contract.helpers import Net, fingerprint, fit, images, make_callback, memory_of, train_loader, val_loader
 from tests.contract.killed import CallCounter, Resumable, in_child, kill_me
 
 EPOCHS = 3
@@ -400,6 +400,59 @@ def test_checkpoints_grow_by_the_images_and_at_most_4_kb_a_snapshot(tmp_path):
     assert (large - small) / 20 <= 4096
     pixels = 3 * 16 * 16 * 2  # of an image in half precision
     assert small <= (16 + 32) * pixels + 5 * 4096 + 4096
+
+
+class Fine(Net):
+    """Takes images of 64 x 64; its first layer's grid is as fine."""
+
+    def __init__(self):
+        super().__init__()
+        self.head[1] = nn.AvgPool2d(16)
+
+
+def fine(folder, **kwargs):
+    callback = make_callback(target_layer="features.0", metrics=("complexity",), save_dir=str(folder / "files"))
+    checkpoint = ModelCheckpoint(folder / "checkpoints", filename="{epoch}", save_top_k=-1)
+    with heard() as messages:
+        fit(
+            folder, callback, checkpoint, net=Fine(), train=Resumable(images(16, size=64), 8),
+            val=val_loader(images(4, size=64)), enable_checkpointing=True, **kwargs,
+        )  # fmt: skip
+    return callback, [text for text in messages if "averages over few cells" in text]
+
+
+@pytest.mark.parametrize("where", ["in place", "elsewhere", "where the files are not to be found"])
+def test_maps_that_a_checkpoint_does_not_hold_are_found_and_drift_goes_on_exactly(tmp_path, where):
+    whole, _ = fine(tmp_path, max_epochs=6)
+    expected = list(whole.history)
+    assert {s.attribution.shape for s in expected} == {(4, 64, 64)}
+    path = tmp_path / "checkpoints" / "epoch=3.ckpt"
+    state = torch.load(path, weights_only=True)["callbacks"][whole.state_key]
+    held = [one["maps"][0].numel() for one in state["snapshots"]]
+    assert held == [64, 4096, 64, 64, 4096]  # whole of the reference and of the last one
+    if where == "where the files are not to be found":
+        (tmp_path / "files").rename(tmp_path / "moved")
+    resumed, told = fine(tmp_path if where == "in place" else tmp_path / "again", max_epochs=6, ckpt_path=str(path))
+    lost = [0, 2, 3] if where == "where the files are not to be found" else []
+    assert len(told) == bool(lost)
+    read = History.load(resumed.run_dir)
+    assert len(read) == len(expected) == 7
+    for index, then in enumerate(expected):
+        for now in (resumed.history[index], read[index]):
+            timeless = [{k: v for k, v in s.metrics.items() if "overhead" not in k} for s in (now, then)]
+            assert timeless[0] == timeless[1]
+            if index in lost:
+                assert now.attribution.shape == (4, 8, 8)
+            else:
+                assert torch.equal(now.attribution, then.attribution)
+    assert (resumed.run_dir / "report.html").is_file()
+
+
+def test_without_a_run_folder_memory_holds_what_it_needs_and_no_more(tmp_path):
+    callback, _ = fine(tmp_path, fast_dev_run=True)
+    history = callback.history
+    assert [s.attribution.shape for s in history] == [(4, 8, 8), (4, 64, 64)]
+    assert memory_of(history.snapshots) < 2 * 4096 + 4 * 64 * 64 * 2 + 4096
 
 
 def test_without_the_baselines_a_checkpoint_is_smaller_and_a_resumed_run_samples_them_anew(tmp_path):
