@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from egcam_lightning.snapshot import Snapshot
 
 INTEGERS = ("target", "prediction")
 FLOATS = ("score", "baseline_score", "completeness_gap", "off_grid")
 OPTIONAL = ("drift_previous", "drift_reference", "noise_floor")
+Value = TypeVar("Value")
+
+# Of 16 images so many cells are 2 kB in half precision.
+MAX_CELLS = 64
 
 
 def pack_maps(attribution: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,6 +89,33 @@ def round_maps(attribution: Tensor) -> Tensor:
     return unpack_maps(*pack_maps(attribution))
 
 
+def coarse_maps(attribution: Tensor) -> Tensor:
+    """Average maps over at most ``MAX_CELLS`` cells, with no side longer than it has to be; smaller ones stay.
+
+    Averages, not sums: a value is comparable with those of the finer map.
+
+    Args:
+        attribution: signed maps of shape ``(N, h, w)`` (or ``(N, d, h, w)`` for volumes).
+
+    Returns:
+        Maps of shape ``(N, h', w')`` (or ``(N, d', h', w')``).
+
+    Example:
+        >>> import torch
+        >>> coarse_maps(torch.ones(1, 256, 256)).shape, coarse_maps(torch.ones(1, 4, 100)).shape
+        (torch.Size([1, 8, 8]), torch.Size([1, 4, 16]))
+
+    """
+    grid = attribution.shape[1:]
+    longest = max(side for side in range(1, MAX_CELLS + 1) if math.prod(min(side, s) for s in grid) <= MAX_CELLS)
+    smaller = [min(longest, side) for side in grid]
+    if smaller == list(grid):
+        return attribution
+    pool: Any = adaptive_avg_pool3d if len(grid) == 3 else adaptive_avg_pool2d
+    pooled: Tensor = pool(attribution[:, None], smaller)[:, 0]
+    return pooled
+
+
 def snapshot_to_state(snapshot: Snapshot) -> dict[str, Any]:
     """Turn a snapshot into what a checkpoint may hold: two tensors, numbers and strings.
 
@@ -136,13 +169,38 @@ def snapshot_from_state(state: Mapping[str, Any]) -> Snapshot:
 
     """
     try:
-        scale, *rows = state["values"].unbind()
-        values = {n: row.long() if n in INTEGERS else row.clone() for n, row in zip(state["names"], rows, strict=True)}
+        maps, values, names = state["maps"], state["values"], state["names"]
+        if (maps.dtype, values.dtype, values.shape) != (torch.float16, torch.float32, (1 + len(names), len(maps))):
+            raise ValueError(f"values of shape {tuple(values.shape)} do not belong to maps of {tuple(maps.shape)}")
+        if maps.ndim not in (3, 4) or 0 in maps.shape:
+            raise ValueError(f"{tuple(maps.shape)} is no shape of maps")
+        scale, *rows = values.unbind()
+        fields = {n: row.long() if n in INTEGERS else row.clone() for n, row in zip(names, rows, strict=True)}
+        if fields.keys() - {*INTEGERS, *FLOATS, *OPTIONAL}:
+            raise ValueError(f"{sorted(fields)} are not the values of a snapshot")
         return Snapshot(
-            **{name: state[name] for name in ("epoch", "step", "when", "layer", "baselines")},
-            attribution=unpack_maps(state["maps"], scale),
-            metrics=dict(state["metrics"]),
-            **values,
+            epoch=typed(state, "epoch", int),
+            step=typed(state, "step", int),
+            when=typed(state, "when", str),
+            layer=typed(state, "layer", str),
+            baselines=typed(state, "baselines", int),
+            attribution=unpack_maps(maps, scale),
+            metrics={name: typed(state["metrics"], name, float) for name in state["metrics"]},
+            **fields,
         )
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"this is not the state of a snapshot: {error!r}") from error
+
+
+def typed(state: Mapping[str, Any], name: str, kind: type[Value]) -> Value:
+    """``state[name]``, of exactly this type.
+
+    Raises:
+        KeyError: where it is missing.
+        TypeError: where it is of another.
+
+    """
+    value = state[name]
+    if type(value) is not kind:
+        raise TypeError(f"{name!r} is of {type(value).__name__}, expected {kind.__name__}")
+    return value

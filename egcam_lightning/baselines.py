@@ -10,6 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from egcam_lightning._packing import typed
 from egcam_lightning.batches import Key, find_images, get
 from egcam_lightning.explain.draws import generator_for
 from egcam_lightning.faults import Faults
@@ -152,13 +153,25 @@ class Baselines:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
-        generation, world, chosen = int(state["generation"]), int(state["world"]), state["chosen"]
-        if state["reservoir"] is not None:
-            self._reservoir.load_state_dict(state["reservoir"])
-            self._resumed_world = world
-        self._generation, self._chosen = generation, chosen
-        self.open = bool(state["open"]) if state["reservoir"] is not None else chosen is None
+        """Go on where :meth:`state_dict` was taken.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError, RuntimeError: where the state is damaged; nothing of it
+                is taken then.
+
+        """
+        generation, world, was_open = typed(state, "generation", int), typed(state, "world", int), state["open"]
+        chosen, sample, reservoir = state["chosen"], state["reservoir"], self._reservoir
+        if not isinstance(was_open, bool):
+            raise TypeError(f"'open' is {was_open!r}, expected True or False")
+        if chosen is not None and (chosen.ndim not in (4, 5) or 0 in chosen.shape):
+            raise ValueError(f"{tuple(chosen.shape)} is no shape of images")
+        if sample is not None:
+            reservoir = BaselineReservoir(self._size, self._seed)
+            reservoir.load_state_dict(sample)
+        self._generation, self._chosen, self._reservoir = generation, chosen, reservoir
+        self._resumed_world = None if sample is None else world
+        self.open = was_open if sample is not None else chosen is None
 
     def forget(self) -> None:
         """Let go of images that the model can no longer take, and sample anew."""

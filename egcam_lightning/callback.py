@@ -21,7 +21,7 @@ from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import ScoreName
 from egcam_lightning.faults import Faults
 from egcam_lightning.probing import check_probe
-from egcam_lightning.record import Record
+from egcam_lightning.record import Record, new_run
 from egcam_lightning.schedule import Schedule
 from egcam_lightning.session import Session
 from egcam_lightning.settings import Settings, as_tuple, check_counts
@@ -332,6 +332,7 @@ class ExpectedGradCAMCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a state that does not fit is told of, and the run starts afresh."""
+        self._record = self._new_record()  # nothing is left of an earlier training, whatever the state is like
         self._record.load_state_dict(state_dict)
         self._resumed = True
 
@@ -341,7 +342,7 @@ class ExpectedGradCAMCallback(Callback):
         return Record(
             Baselines(settings.num_baselines, settings.seed, settings.baseline_samples),
             Schedule(settings.max_overhead),
-            History(ProbeImages(torch.empty(0, 0, 0, 3, dtype=torch.uint8)), prefix=settings.prefix),
+            History(ProbeImages(torch.empty(0, 0, 0, 3, dtype=torch.uint8)), prefix=settings.prefix, run=new_run()),
         )
 
     def _in_epochs(self, trainer: Trainer) -> bool:

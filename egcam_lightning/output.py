@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from egcam_lightning.faults import Faults
 from egcam_lightning.sinks import Sink, find_sinks
 from egcam_lightning.snapshot import History, Snapshot
-from egcam_lightning.store import RunFolder
+from egcam_lightning.store import RunFolder, run_of
 
 if TYPE_CHECKING:
     from egcam_lightning.render import Pictures
@@ -22,18 +23,53 @@ if TYPE_CHECKING:
 _PAGE_SECONDS = 5.0  # the page is not rebuilt more often than this, so that it can be watched but costs little
 
 
-def run_directory(trainer: Trainer, save_dir: str | None, prefix: str) -> Path:
-    """The folder of a run: ``save_dir``, else where ModelCheckpoint would write, then the prefix."""
+def run_directory(trainer: Trainer, save_dir: str | None, prefix: str, run: str = "") -> Path:
+    """The folder of a run: below ``save_dir``, else where ModelCheckpoint would write, then the prefix.
+
+    A resumed run goes on where its history is. What holds another run's is left as it is: in the manner of Lightning,
+    the next one goes to a ``version_k`` beside it.
+
+    Args:
+        trainer: the Trainer.
+        save_dir: the folder that the user asked for.
+        prefix: the prefix of everything logged; instances share a folder by it.
+        run: what the run is known by.
+
+    Returns:
+        The folder; it need not exist.
+
+    """
+    root, first = _root(trainer, save_dir)
+    versions = {int(path.name[8:]): path / prefix for path in root.glob("version_*") if path.name[8:].isdigit()}
+    places = [*([first / prefix] if first else []), *(versions[k] for k in sorted(versions))]
+    holders = {place: run_of(place) for place in places}
+    going_on = [place for place, holder in holders.items() if run and holder == run]
+    if going_on:
+        return going_on[-1]
+    if first and holders[first / prefix] is None:
+        return first / prefix
+    folder = root / f"version_{max(versions, default=0 if first else -1) + 1}" / prefix
+    if versions:
+        newest = versions[max(versions)]  # where an instance of this fit may have begun; without a history, not ours
+        if holders[newest] is None and any(newest.parent.glob("*/history.jsonl")):
+            folder = newest
+    if first:
+        rank_zero_warn(
+            f"{first / prefix} holds the history of another run, which is left as it is: this one's goes to {folder}."
+        )
+    return folder
+
+
+def _root(trainer: Trainer, save_dir: str | None) -> tuple[Path, Path | None]:
+    """Where the versions of a run folder lie, and the folder that comes before them, where there is one."""
     if save_dir is not None:
-        return Path(save_dir) / prefix
+        return Path(save_dir), Path(save_dir)
     if trainer.loggers:
         logger = trainer.loggers[0]
         root = Path(logger.save_dir if logger.save_dir is not None else trainer.default_root_dir)
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        return root / str(logger.name) / version / prefix
-    root = Path(trainer.default_root_dir)
-    taken = [int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdigit()]
-    return root / f"version_{max(taken, default=-1) + 1}" / prefix
+        return root / str(logger.name) / version, root / str(logger.name) / version
+    return Path(trainer.default_root_dir), None
 
 
 class Output:
@@ -76,9 +112,16 @@ class Output:
         """Where the timeline page is written."""
         return self._folder.path / "report.html"
 
-    def add(self, snapshot: Snapshot, history: History) -> None:
-        """Write and show a snapshot, the last one of ``history``."""
-        self._guard("writing the history", lambda: self._write(snapshot, history))
+    def add(self, snapshot: Snapshot, history: History, past: Sequence[Snapshot]) -> None:
+        """Write and show a snapshot, the last one of ``history``.
+
+        Args:
+            snapshot: the snapshot, with all of its maps.
+            history: the history with it.
+            past: the snapshots before it, as they were before it was added: with what memory held of them then.
+
+        """
+        self._guard("writing the history", lambda: self._write(snapshot, history, past))
         pictures = self._guard("drawing the pictures", lambda: self._draw(snapshot, history))
         self._sinks = self._sinks or self._guard("finding where pictures go", self._find_sinks) or []
         if pictures is not None:
@@ -120,9 +163,9 @@ class Output:
                 if alert is not None:
                     self._guard(f"sending an alert ({type(sink).__name__})", partial(alert, title, text))
 
-    def _write(self, snapshot: Snapshot, history: History) -> None:
+    def _write(self, snapshot: Snapshot, history: History, past: Sequence[Snapshot]) -> None:
         if not self._opened:  # not before there is something to write: a run that fails at once leaves nothing
-            self._folder.open(history.probe, history.prefix, history.snapshots[:-1])
+            self._folder.open(history.probe, history.prefix, past, history.run)
         self._opened = False  # where the disk does not take it, the next snapshot brings all that is missing
         self._folder.append(snapshot)
         self._opened = True

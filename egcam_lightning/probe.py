@@ -130,9 +130,22 @@ class Probe:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Probe:
-        """The probe that :meth:`state_dict` was taken of."""
-        fields = {name: state[name] for name in ("images", "labels", "masks", "targets", "others")}
-        return cls(**fields, dtype=getattr(torch, state["dtype"]))
+        """The probe that :meth:`state_dict` was taken of.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: where the state is damaged.
+
+        """
+        images, labels, masks, targets = (state[name] for name in ("images", "labels", "masks", "targets"))
+        dtype, others = getattr(torch, state["dtype"]), tuple(state["others"])
+        if images.ndim not in (4, 5) or 0 in images.shape or not isinstance(dtype, torch.dtype):
+            raise ValueError(f"images of shape {tuple(images.shape)} and type {dtype} are none")
+        for name, rows in (("labels", labels), ("targets", targets), *(("others", other) for other in others)):
+            if rows is not None and len(rows) != len(images):
+                raise ValueError(f"there are {len(rows)} {name} to {len(images)} images")
+        if masks is not None and masks.shape != (len(images), *images.shape[2:]):
+            raise ValueError(f"masks have shape {tuple(masks.shape)}, and images {tuple(images.shape)}")
+        return cls(images, labels, masks, targets, dtype, others)
 
 
 def _as_labels(found: Tensor) -> Tensor:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from egcam_lightning._packing import typed
 from egcam_lightning.baselines import Baselines
 from egcam_lightning.packed import PackedSnapshots
 from egcam_lightning.probe import Probe
 from egcam_lightning.schedule import Schedule
 from egcam_lightning.snapshot import History, ProbeImages, Snapshot
-from egcam_lightning.store import snapshot_from_state, snapshot_to_state
 
-VERSION = 1
+VERSION = 2  # in version 1 every snapshot had all of its maps' cells, and a run had neither name nor folder
+
+
+def new_run() -> str:
+    """What a run is to be known by: no two have the same, whatever they are seeded with."""
+    return secrets.token_hex(8)
 
 
 @dataclass(eq=False)
@@ -39,9 +47,28 @@ class Record:
 
     def add(self, snapshot: Snapshot) -> None:
         """Keep a snapshot."""
+        self.history = replace(self.history, snapshots=self._past.plus(snapshot))
+
+    def look_in(self, folder: Path) -> None:
+        """Read maps that are not in memory from this run folder, before any that a checkpoint names."""
+        past = self._past
+        past.folders[:] = [folder, *(other for other in past.folders if other != folder)]
+        self.history = replace(self.history, snapshots=past)
+        if past.missing:
+            rank_zero_warn(
+                f"The files of the run that the checkpoint is of are not in {' or '.join(map(str, past.folders))}: of "
+                f"{past.missing} earlier snapshots the maps are known as averages over few cells alone. Coming "
+                "snapshots, and what is measured on them, are not affected."
+            )
+
+    @property
+    def _past(self) -> PackedSnapshots:
         past = self.history.snapshots
-        packed = past if isinstance(past, PackedSnapshots) else PackedSnapshots(past)
-        self.history = History(self.history.probe, packed.plus(snapshot), self.history.prefix)
+        return past if isinstance(past, PackedSnapshots) else PackedSnapshots(past)
+
+    def _start_afresh(self) -> None:
+        """Let go of the past: what follows is another run, and keeps out of its folder."""
+        self.history = replace(self.history, snapshots=PackedSnapshots(), run=new_run())
 
     def adopt(self, probe: Probe) -> None:
         """Take a probe, unless a checkpoint brought one that the model can still take."""
@@ -56,7 +83,7 @@ class Record:
                 "The history starts afresh; training is not affected."
             )
             self.probe = probe
-            self.history = History(self.history.probe, (), self.history.prefix)
+            self._start_afresh()
             self.baselines.forget()
             return
         if kept.fingerprint != probe.fingerprint:
@@ -78,8 +105,8 @@ class Record:
                 f"{tuple(seen.attribution.shape)}), and the model's are of {layer!r} ({(len(view.images), *grid)}): "
                 "the architecture has changed. The history starts afresh; training is not affected."
             )
-            past = PackedSnapshots()
-        self.history = History(view, past, self.history.prefix)
+            self._start_afresh()
+        self.history = replace(self.history, probe=view)
 
     def state_dict(self, elapsed: float, *, save_baselines: bool = True) -> dict[str, Any]:
         """Everything that a resumed fit goes on from, in plain tensors, numbers and strings.
@@ -89,34 +116,52 @@ class Record:
             save_baselines: whether to hold the baselines, the larger part of it.
 
         """
+        past = self._past
         return {
             "version": VERSION,
+            "run": self.history.run,
+            "folder": str(past.folders[0].absolute()) if past.folders else None,
             "probe": None if self.probe is None else self.probe.state_dict(),
             "baselines": self.baselines.state_dict(save_images=save_baselines),
-            "snapshots": [snapshot_to_state(snapshot) for snapshot in self.history.snapshots],
+            "snapshots": past.states(),
             "schedule": self.schedule.state_dict(elapsed),
             "owed": self.owed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; a state that cannot be read is told of, and the run starts afresh."""
-        if state.get("version") != VERSION:
+        if state.get("version") not in (1, VERSION):
             rank_zero_warn(
                 f"The checkpoint holds explanations in version {state.get('version')!r} of the format, and this "
-                f"package reads version {VERSION}. The history starts afresh; training is not affected."
+                f"package reads version 1 and version {VERSION}. The history starts afresh; training is not affected."
             )
             return
         try:
             probe = None if state["probe"] is None else Probe.from_state_dict(state["probe"])
-            snapshots = PackedSnapshots(snapshot_from_state(one) for one in state["snapshots"])
-            self.baselines.load_state_dict(state["baselines"])
-            owed = state["owed"]
-            self.schedule.load_state_dict(state["schedule"])
+            named = state["version"] != 1
+            folders = [Path(typed(state, "folder", str))] if named and state["folder"] is not None else []
+            snapshots = PackedSnapshots.from_states(state["snapshots"], folders)
+            run = typed(state, "run", str) if named else self.history.run
+            owed = None if state["owed"] is None else _pair(state["owed"])
+            # What is loaded takes the place of what there is when all of it has been read.
+            baselines, schedule = copy.copy(self.baselines), copy.copy(self.schedule)
+            baselines.load_state_dict(state["baselines"])
+            schedule.load_state_dict(state["schedule"])
+            if any(len(snapshot.target) != (0 if probe is None else len(probe)) for snapshot in snapshots):
+                raise ValueError("the snapshots are of another number of images")
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             rank_zero_warn(
                 f"The explanations in the checkpoint cannot be read ({type(error).__name__}: {error}). The history "
                 "starts afresh; training is not affected."
             )
             return
-        self.probe, self.owed = probe, owed
-        self.history = History(self.history.probe, snapshots, self.history.prefix)
+        self.probe, self.owed, self.baselines, self.schedule = probe, owed, baselines, schedule
+        self.history = replace(self.history, snapshots=snapshots, run=run)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """An epoch and a step."""
+    epoch, step = value
+    if not (type(epoch) is type(step) is int):
+        raise TypeError(f"{value!r} is no epoch and step")
+    return epoch, step

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from egcam_lightning._packing import typed
+
 _ALWAYS = 3  # so many snapshots are taken whatever they cost: fewer show no change
 
 
@@ -67,8 +69,6 @@ class Schedule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self.interval = int(state["interval"])
-        self.overhead_seconds = float(state["overhead_seconds"])
-        self.elapsed_before = float(state["elapsed"])
-        self._taken = int(state["taken"])
-        self._passed = int(state["passed"])
+        self.interval, self._taken, self._passed = (typed(state, name, int) for name in ("interval", "taken", "passed"))
+        seconds = typed(state, "overhead_seconds", float), typed(state, "elapsed", float)
+        self.overhead_seconds, self.elapsed_before = seconds

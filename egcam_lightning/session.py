@@ -172,11 +172,12 @@ class Session:
         begin = time.perf_counter()
         snapshot = self._faults.guard("the snapshot", lambda: self._take(look, when))
         if snapshot is not None:
+            past = record.history.snapshots
             record.add(snapshot)
             drawing = time.perf_counter()
             output = self._find_output()
             if output is not None:
-                output.add(snapshot, record.history)
+                output.add(snapshot, record.history, past)
             look.seconds["drawing"] = time.perf_counter() - drawing
         took = time.perf_counter() - begin
         self._last_seconds = took
@@ -263,11 +264,13 @@ class Session:
         if self._output is None and self._ranks.rank == 0 and not getattr(self._trainer, "fast_dev_run", False):
 
             def find() -> Output:
-                self.run_dir = run_directory(self._trainer, self._settings.save_dir, self._settings.prefix)
+                history = self._record.history
+                self.run_dir = run_directory(self._trainer, self._settings.save_dir, history.prefix, history.run)
+                self._record.look_in(self.run_dir)
                 return Output(
                     self.run_dir,
                     self._trainer.loggers,
-                    self._record.history.prefix,
+                    history.prefix,
                     self._faults,
                     alerts=self._settings.alerts,
                     log_page_every=self._settings.log_page_every,

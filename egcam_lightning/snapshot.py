@@ -162,7 +162,9 @@ class Snapshot:
         when: ``"start"`` (before training), ``"epoch"`` or ``"step"`` (between epochs).
         layer: the resolved name of the target layer.
         baselines: the generation of the baselines used; drift is only taken between equal generations.
-        attribution: ``(N, h, w)`` float32, signed; of volumes the map over all three axes, ``(N, d, h, w)``.
+        attribution: ``(N, h, w)`` float32, signed; of volumes the map over all three axes, ``(N, d, h, w)``. In the
+            history of a run, maps of more than 64 cells are read from the run folder; where their file is not to be
+            found, this has a smaller grid, with the averages.
         target: ``(N,)`` int64, the explained class.
         prediction: ``(N,)`` int64, the predicted class (-1 where the model predicts no class).
         score: ``(N,)``, the explained score.
@@ -212,12 +214,14 @@ class History:
         probe: the images, for display.
         snapshots: the snapshots so far.
         prefix: the prefix under which values were logged.
+        run: what the run is known by; a resumed one keeps it.
 
     """
 
     probe: ProbeImages
     snapshots: Sequence[Snapshot] = ()
     prefix: str = "egcam"
+    run: str = ""
 
     def __len__(self) -> int:
         return len(self.snapshots)

@@ -7,10 +7,13 @@ A run folder holds three things, all of them open formats that no code has to be
     maps/*.npz       one file a snapshot: half (N, h, w) float16 and scale (N,) float32; the map is half * scale
 
 The header holds ``format`` (``"egcam_lightning.history"``), ``version`` (``1``), ``package``, ``prefix``,
-``fingerprint``, ``class_names`` (a list or null), ``restored``, ``images`` (N) and ``size`` (``[H, W]``). A line holds
+``run`` (what the run is known by, the same after a resume), ``fingerprint``, ``class_names`` (a list or null),
+``restored``, ``images`` (N) and ``size`` (``[H, W]``). A line holds
 ``epoch``, ``step``, ``when``, ``layer``, ``baselines``, ``maps`` (a file name), ``grid`` (``[h, w]``), ``values`` (a
 list of N numbers for each per-image field of :class:`~egcam_lightning.snapshot.Snapshot`; null is NaN, ``"inf"`` and
 ``"-inf"`` are strings) and ``metrics``.
+
+A run that was resumed where the files of its past were not to be found has maps on smaller grids there: averages.
 
 The history of volumes has version ``2``, and depth in front of every size: images (N, D, H, W, 3), masks (N, D, H, W),
 maps (N, d, h, w), ``size`` ``[D, H, W]`` and ``grid`` ``[d, h, w]``. That of images is what version 1 always was.
@@ -54,8 +57,11 @@ VERSIONS = {2: 1, 3: 2}  # by the number of spatial axes
 __all__ = [
     "RunFolder",
     "load_history",
+    "maps_file",
     "pack_maps",
+    "read_maps",
     "round_maps",
+    "run_of",
     "snapshot_from_state",
     "snapshot_to_state",
     "unpack_maps",
@@ -94,7 +100,9 @@ class RunFolder:
         self.path = Path(path)
         self._keys: set[tuple[int, int, str]] = set()
 
-    def open(self, probe: ProbeImages, prefix: str = "egcam", snapshots: Iterable[Snapshot] = ()) -> None:
+    def open(
+        self, probe: ProbeImages, prefix: str = "egcam", snapshots: Iterable[Snapshot] = (), run: str = ""
+    ) -> None:
         """Make the folder hold exactly this probe and these snapshots, whatever it held before.
 
         A new run starts with no snapshots. A resumed one gives those of its checkpoint: lines past it are cut, and a
@@ -104,21 +112,24 @@ class RunFolder:
             probe: the images that every snapshot looks at.
             prefix: the prefix under which values are logged.
             snapshots: the past, oldest first.
+            run: what the run is known by.
 
         Raises:
             OSError: where the disk does not take it; the history that was there is then still whole.
 
         """
-        snapshots = tuple(snapshots)
         (self.path / "maps").mkdir(parents=True, exist_ok=True)
         types = {"images": torch.uint8, "labels": torch.int64, "masks": torch.bool}
         tensors = {name: getattr(probe, name) for name in types}
         arrays = {k: v.detach().cpu().to(types[k]).numpy() for k, v in tensors.items() if v is not None}
         write_npz(self.path / "probe.npz", arrays)
-        lines = [_encode(_header(probe, prefix)), *(self._write_maps(snapshot) for snapshot in snapshots)]
+        lines, keys, kept = [_encode(_header(probe, prefix, run))], set(), set()
+        for snapshot in snapshots:  # one after the other: their maps together may be larger than memory
+            lines.append(self._write_maps(snapshot))
+            keys.add(snapshot.key)
+            kept.add(_maps_name(snapshot))
         replace_file(self.path / "history.jsonl", b"".join(lines))
-        self._keys = {snapshot.key for snapshot in snapshots}
-        kept = {_maps_name(snapshot) for snapshot in snapshots}
+        self._keys = keys
         for file in (self.path / "maps").iterdir():
             if f"maps/{file.name}" not in kept and _MAPS_NAME.fullmatch(f"maps/{file.name}"):
                 file.unlink()
@@ -198,7 +209,7 @@ def load_history(run_dir: str | PathLike[str]) -> History:
     where = str(path)
     try:
         with open(path, "rb") as file:
-            probe, prefix = _read_header(folder, _decode(file.readline(MAX_LINE + 1)))
+            probe, prefix, run = _read_header(folder, _decode(file.readline(MAX_LINE + 1)))
             snapshots: dict[tuple[int, int, str], Snapshot] = {}
             left = MAX_BYTES
             while (line := file.readline(MAX_LINE + 1)).endswith(b"\n") or len(line) > MAX_LINE:
@@ -211,10 +222,56 @@ def load_history(run_dir: str | PathLike[str]) -> History:
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError) as error:
         text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{where} is damaged, or no history of this package: {text}") from error
-    return History(probe, tuple(snapshots.values()), prefix)
+    return History(probe, tuple(snapshots.values()), prefix, run)
 
 
-def _header(probe: ProbeImages, prefix: str) -> dict[str, Any]:
+def run_of(run_dir: str | PathLike[str]) -> str | None:
+    """What the run is known by whose history a folder holds.
+
+    Args:
+        run_dir: the folder.
+
+    Returns:
+        ``None`` where there is no history; an empty string where it does not say whose it is.
+
+    Example:
+        >>> run_of("/nowhere") is None
+        True
+
+    """
+    try:
+        with open(Path(run_dir) / "history.jsonl", "rb") as file:
+            return _text(_decode(file.readline(MAX_LINE + 1)).get("run", ""))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError):
+        return ""
+
+
+def maps_file(run_dir: Path, snapshot: Snapshot) -> Path:
+    """The file in a run folder that holds the maps of a snapshot."""
+    return run_dir / _maps_name(snapshot)
+
+
+def read_maps(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Read the packed maps of one snapshot.
+
+    Args:
+        path: the file.
+        shape: ``(N, h, w)`` (or ``(N, d, h, w)``).
+
+    Returns:
+        As :func:`pack_maps`.
+
+    Raises:
+        ValueError: where the file is missing, damaged, or holds anything else.
+
+    """
+    arrays = read_npz(path, {"half": ("<f2", shape), "scale": ("<f4", shape[:1])})
+    return torch.from_numpy(arrays["half"]), torch.from_numpy(arrays["scale"])
+
+
+def _header(probe: ProbeImages, prefix: str, run: str) -> dict[str, Any]:
     try:
         package = version("egcam-lightning")
     except PackageNotFoundError:
@@ -224,6 +281,7 @@ def _header(probe: ProbeImages, prefix: str) -> dict[str, Any]:
         "version": VERSIONS[probe.images.ndim - 2],
         "package": package,
         "prefix": prefix,
+        "run": run,
         "fingerprint": probe.fingerprint,
         "class_names": None if probe.class_names is None else list(probe.class_names),
         "restored": probe.restored,
@@ -232,7 +290,7 @@ def _header(probe: ProbeImages, prefix: str) -> dict[str, Any]:
     }
 
 
-def _read_header(folder: Path, header: dict[str, Any]) -> tuple[ProbeImages, str]:
+def _read_header(folder: Path, header: dict[str, Any]) -> tuple[ProbeImages, str, str]:
     if header.get("format") != FORMAT:
         raise ValueError(f"its format is {str(header.get('format'))[:80]!r}, expected {FORMAT!r}")
     axes = next((axes for axes, known in VERSIONS.items() if header["version"] == known), None)
@@ -258,7 +316,7 @@ def _read_header(folder: Path, header: dict[str, Any]) -> tuple[ProbeImages, str
     probe = ProbeImages(
         **tensors, class_names=names, fingerprint=_text(header["fingerprint"]), restored=header["restored"] is True
     )
-    return probe, _text(header["prefix"])
+    return probe, _text(header["prefix"]), _text(header.get("run", ""))
 
 
 def _read_snapshot(folder: Path, line: dict[str, Any], probe: ProbeImages, left: int) -> Snapshot:
@@ -270,8 +328,7 @@ def _read_snapshot(folder: Path, line: dict[str, Any], probe: ProbeImages, left:
     metrics = line["metrics"]
     if not isinstance(metrics, dict) or len(metrics) > 1000:
         raise ValueError("metrics is no dictionary of at most 1000 numbers")
-    expected = {"half": ("<f2", (count, *grid)), "scale": ("<f4", (count,))}
-    maps = {name: torch.from_numpy(a) for name, a in read_npz(folder / line["maps"], expected).items()}
+    half, scale = read_maps(folder / line["maps"], (count, *grid))
     values = line["values"]
     fields = {name: _from_json(name, values[name], count) for name in INTEGERS + FLOATS}
     fields |= {name: _from_json(name, values[name], count) for name in OPTIONAL if name in values}
@@ -281,7 +338,7 @@ def _read_snapshot(folder: Path, line: dict[str, Any], probe: ProbeImages, left:
         when=_text(line["when"]),
         layer=_text(line["layer"]),
         baselines=_whole(line["baselines"]),
-        attribution=unpack_maps(maps["half"], maps["scale"]),
+        attribution=unpack_maps(half, scale),
         metrics={name: _number(value) for name, value in metrics.items()},
         **fields,
     )

@@ -195,7 +195,7 @@ def test_wandb_gets_panels_and_scalars_of_every_snapshot(tmp_path, monkeypatch):
     panels = [row for row in rows if "egcam/panels" in row]
     assert [row["trainer/global_step"] for row in panels] == [s.step for s in callback.history]
     for row, snapshot in zip(panels, callback.history, strict=True):
-        assert len(row["egcam/panels"]["filenames"]) == 4
+        assert len(row["egcam/panels"]["filenames"]) == len(row["egcam/panels"]["captions"]) == 4
         assert all(f"epoch {snapshot.epoch}, step {snapshot.step}" in text for text in row["egcam/panels"]["captions"])
         for name in row["egcam/panels"]["filenames"]:
             assert np.asarray(Image.open(files / name)).std() > 0
@@ -304,6 +304,7 @@ def test_a_given_probe_is_explained_whole_and_first_class_targets_are_settled_by
     fit(tmp_path, callback)
     assert len(callback.history.probe.images) == 3
     epochs = [s for s in callback.history if s.when == "epoch"]
+    assert len(epochs) >= 2
     assert torch.equal(epochs[0].target, epochs[0].prediction)
     assert all(torch.equal(s.target, epochs[0].target) for s in epochs)
 
@@ -375,6 +376,7 @@ def test_the_runner_up_is_the_best_wrong_class_and_stays(tmp_path):
     )
     fit(tmp_path, callback, epochs=3)
     epochs = [s for s in callback.history if s.when == "epoch"]
+    assert len(epochs) == 3
     assert (epochs[0].target != callback.history.probe.labels).all()
     assert all(torch.equal(s.target, epochs[0].target) for s in epochs)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pytest
@@ -72,18 +73,20 @@ def bits(tensor: Tensor) -> bytes:
     return tensor.detach().clone().numpy().tobytes()  # a tensor lent to NumPy can no longer be resized
 
 
+def raises(error: type[BaseException], fails: bool) -> AbstractContextManager:
+    """What fails inside comes out: ``isolated`` swallows nothing."""
+    return pytest.raises(error) if fails else nullcontext()
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_generators_are_seeded_inside_and_put_back(fails: bool) -> None:
     before = random_states()
     drawn = []
     for _ in range(2):
-        try:
-            with isolated(nn.Identity(), seed=3):
-                drawn.append(draw())
-                if fails:
-                    raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            assert fails
+        with raises(KeyboardInterrupt, fails), isolated(nn.Identity(), seed=3):
+            drawn.append(draw())
+            if fails:
+                raise KeyboardInterrupt
         assert random_states() == before
     assert drawn[0] == drawn[1]
     with isolated(nn.Identity(), seed=4):
@@ -116,14 +119,11 @@ def test_training_flags_are_put_back_one_by_one(fails: bool) -> None:
     model = Stubborn(nn.BatchNorm1d(2), nn.Sequential(nn.Dropout(), nn.Linear(2, 2))).train()
     model[1][1].training = False
     flags = [module.training for module in model.modules()]
-    try:
-        with isolated(model):
-            assert not any(module.training for module in model.modules())
-            model[1][0].training = True  # whatever the body does
-            if fails:
-                raise RuntimeError
-    except RuntimeError:
-        assert fails
+    with raises(RuntimeError, fails), isolated(model):
+        assert not any(module.training for module in model.modules())
+        model[1][0].training = True  # whatever the body does
+        if fails:
+            raise RuntimeError
     assert [module.training for module in model.modules()] == flags
     assert flags == [True, False, True, True, False]
 
@@ -135,19 +135,16 @@ def test_buffers_that_move_in_eval_are_put_back_bit_for_bit(fails: bool) -> None
         named = dict(model.named_buffers())
         keys = [list(module._buffers) for module in model.modules()]
         places = {name: (b.data_ptr(), b.shape, b.stride(), b.dtype, bits(b)) for name, b in named.items()}
-        try:
-            with isolated(model):
-                model(torch.randn(4, 2))
-                model.train()
-                model(torch.randn(4, 2))
-                assert bits(model[0].in_place) != places["0.in_place"][-1]
-                assert bits(model[0].through_data) != places["0.through_data"][-1]
-                assert len(model[0].grown) == 100_000
-                assert bits(model[1].running_mean) != places["1.running_mean"][-1]
-                if fails:
-                    raise RuntimeError
-        except RuntimeError:
-            assert fails
+        with raises(RuntimeError, fails), isolated(model):
+            model(torch.randn(4, 2))
+            model.train()
+            model(torch.randn(4, 2))
+            assert bits(model[0].in_place) != places["0.in_place"][-1]
+            assert bits(model[0].through_data) != places["0.through_data"][-1]
+            assert len(model[0].grown) == 100_000
+            assert bits(model[1].running_mean) != places["1.running_mean"][-1]
+            if fails:
+                raise RuntimeError
         assert [list(module._buffers) for module in model.modules()] == keys
         after = dict(model.named_buffers())
         assert all(after[name] is buffer for name, buffer in named.items())

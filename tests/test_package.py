@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+from torch.utils.data import TensorDataset
+
 import egcam_lightning
+from egcam_lightning import look
+from tests.contract.helpers import fit, images, make_callback, train_loader, val_loader
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,33 +36,17 @@ def test_the_version_is_that_of_the_metadata():
     assert f'version = "{egcam_lightning.__version__}"' in (ROOT / "pyproject.toml").read_text().splitlines()
 
 
-def test_the_readme_names_every_key_that_the_callback_may_log():
-    readme = (ROOT / "README.md").read_text()
-    for key in [
-        "completeness_gap",
-        "infidelity",
-        "insertion_auc",
-        "deletion_auc",
-        "complexity",
-        "sparseness",
-        "consensus",
-        "consensus_null",
-        "recurrence",
-        "drift/previous",
-        "drift/reference",
-        "drift/noise_floor",
-        "drift/significant",
-        "drift/ssim",
-        "drift/top_iou",
-        "drift/centre_shift",
-        "prediction_changed",
-        "degenerate",
-        "off_grid",
-        "not_finite",
-        "relevance_mass",
-        "pointing_game",
-        "overhead_seconds",
-        "overhead_fraction",
-        "max_sensitivity",
-    ]:
-        assert f"`{key}`" in readme, key
+def test_the_readme_names_every_key_that_the_callback_may_log_and_no_other(tmp_path):
+    """Those that a fit with all metrics logs, and those that a snapshot may have besides."""
+    masked = [TensorDataset(*data.tensors, data.tensors[0][:, 0] > 1) for data in (images(32), images(16, seed=1))]
+    callback = make_callback(num_samples=8, metrics=tuple(look.METRICS), masks_key=2)
+    trainer, _ = fit(tmp_path, callback, train=train_loader(masked[0]), val=val_loader(masked[1]))
+    header = Path(trainer.logger.log_dir, "metrics.csv").read_text().splitlines()[0].split(",")
+    logged = {key.removeprefix("egcam/") for key in header if key.startswith("egcam/")}
+    assert look.METRICS.keys() < logged
+    known = logged | look._describe(callback.history[-1]).keys()
+    assert known - logged == {"not_finite", "off_grid"}
+    table = (ROOT / "README.md").read_text().split("| key | | what it says |")[1].split("\n\n")[0]
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
+    named = {key for row in rows for key in re.findall(r"`([^` ]+)`", row[1])}
+    assert named == known

@@ -110,6 +110,7 @@ class Infidelity(MeanOverImages):
     """
 
     higher_is_better: bool = False
+    is_differentiable: bool = True
     unaffected: Tensor
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from egcam_lightning import ExpectedGradCAMCallback
+from egcam_lightning.packed import PackedSnapshots
 
 SIZE = 16  # of an image's side
 CLASSES = 4
@@ -130,6 +132,20 @@ def fingerprint(value: Any) -> str:
     else:
         content = repr(value)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def memory_of(value: Any, seen: set[int] | None = None) -> int:
+    """Bytes of a value and of all that it refers to; of a tensor with all that torch keeps beside its content."""
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        return 500 + value.untyped_storage().nbytes()
+    values = vars(value) if isinstance(value, PackedSnapshots) else value
+    parts = [*values, *values.values()] if isinstance(values, dict) else values
+    parts = parts if isinstance(parts, (list, tuple)) else ()
+    return sys.getsizeof(values) + sum(memory_of(part, seen) for part in parts)
 
 
 def random_states() -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import nn
 from egcam_lightning.packed import PackedSnapshots
 from egcam_lightning.snapshot import Snapshot
 from egcam_lightning.store import round_maps
-from tests.contract.helpers import Net, fit, images, make_callback, train_loader, val_loader
+from tests.contract.helpers import Net, fit, images, make_callback, memory_of, train_loader, val_loader
 
 
 class Gauges(Callback):
@@ -78,9 +78,10 @@ def page_at_the_end(monkeypatch):
 
 
 def test_nothing_but_the_history_grows(tmp_path, page_at_the_end):
-    _, readings = run(tmp_path, 50, num_images=16)
+    callback, readings = run(tmp_path, 50, num_images=16)
     # Over so few snapshots the allocator's own steps, of 128 kB and more, count for more than what is kept.
     assert_flat(readings, slack=4096 + 2**19 / 40)
+    assert memory_of(callback.history.snapshots) / 50 <= 4096
 
 
 @pytest.mark.slow

@@ -45,7 +45,9 @@ def assert_same(ranks):
     """Both processes hold the same history, bit for bit, and logged the same."""
     first, second = ranks
     assert first.logged.keys() == second.logged.keys()
-    assert all(value == second.logged[key] for key, value in first.logged.items() if key.startswith("egcam/"))
+    ours = {key: value for key, value in first.logged.items() if key.startswith("egcam/")}
+    assert ours
+    assert all(value == second.logged[key] for key, value in ours.items())
     assert len(first.snapshots) == len(second.snapshots) > 0
     for one, other in zip(first.snapshots, second.snapshots, strict=True):
         assert one.key == other.key

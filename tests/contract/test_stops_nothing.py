@@ -123,8 +123,9 @@ def test_a_fault_is_told_of_once_and_training_goes_on_and_the_next_snapshot_work
 def test_strict_raises_it_instead(tmp_path, monkeypatch, what):
     for owner, name, error, broken in BREAKS[what][0]:
         monkeypatch.setattr(owner, name, Flaky(getattr(owner, name), error, broken))
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as caught:
         watched(tmp_path, strict=True)
+    assert caught.value is error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the service is down"), ConnectionResetError("peer hung up")], ids=repr)
@@ -136,7 +137,7 @@ def test_a_logger_that_raises_or_hangs_up_is_told_of_once(tmp_path, monkeypatch,
     assert [text for text in complaints(messages) if str(error) in text] == complaints(messages)
     assert len(complaints(messages)) == 1
     assert [s.when for s in callback.history].count("step") == 3
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error), match=str(error)):
         watched(tmp_path, strict=True, logger=logger)
 
 
@@ -208,6 +209,7 @@ def test_a_metric_that_fails_is_left_out_and_the_others_are_logged(tmp_path, exp
         f"the metric 'broken_metric' failed, and training goes on. ArithmeticError: no {where}"
         in complaints(messages)[0]
     )
+    assert len(callback.history) == 1 + EPOCHS
     assert all("complexity" in s.metrics for s in callback.history)
     if where != "reset":
         assert all("broken_metric" not in s.metrics for s in callback.history)

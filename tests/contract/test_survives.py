@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader
 import egcam_lightning.store
 from egcam_lightning import History
 from tests.contract.faulty import heard
-from tests.contract.helpers import Net, fingerprint, fit, images, make_callback, train_loader, val_loader
+from tests.contract.helpers import Net, fingerprint, fit, images, make_callback, memory_of, train_loader, val_loader
 from tests.contract.killed import CallCounter, Resumable, in_child, kill_me
 
 EPOCHS = 3
@@ -60,12 +61,21 @@ def _timeless(key):
     return key.startswith("egcam/") and "overhead" not in key
 
 
+def run_dir(folder):
+    """The last run's folder: one that was killed before its first checkpoint is never overwritten by the next."""
+    versions = sorted((folder / "files").glob("version_*"), key=lambda path: int(path.name[8:]))
+    return (versions[-1] if versions else folder / "files") / "egcam"
+
+
 def lines(folder):
-    return [json.loads(line) for line in (folder / "files" / "egcam" / "history.jsonl").read_text().splitlines()]
+    """The header, but for what no two runs have in common, and the lines of the history."""
+    header, *rest = map(json.loads, (run_dir(folder) / "history.jsonl").read_text().splitlines())
+    assert header.pop("run")
+    return [header, *rest]
 
 
 def pictures(folder):
-    return {path.name: path.read_bytes() for path in (folder / "files" / "egcam" / "panels").glob("*.png")}
+    return {path.name: path.read_bytes() for path in (run_dir(folder) / "panels").glob("*.png")}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +104,7 @@ def test_killed_at_a_random_moment_and_resumed_a_run_logs_what_it_would_have(tmp
             watched(tmp_path, every=every)
 
     assert in_child(run) == signal.SIGKILL
-    assert_whole(tmp_path / "files" / "egcam")
+    assert_whole(tmp_path / "files")
     had = (tmp_path / "checkpoints" / "last.ckpt").exists()
     if had:
         state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
@@ -102,7 +112,7 @@ def test_killed_at_a_random_moment_and_resumed_a_run_logs_what_it_would_have(tmp
     assert in_child(lambda: watched(tmp_path, every=every, ckpt_path="last" if had else None)) == 0
     assert lines(tmp_path) == lines(folder)  # each entry once, and each value exactly
     assert pictures(tmp_path) == pictures(folder)
-    for one, other in zip(*(History.load(where / "files" / "egcam") for where in (tmp_path, folder)), strict=True):
+    for one, other in zip(*(History.load(run_dir(where)) for where in (tmp_path, folder)), strict=True):
         assert torch.equal(one.attribution, other.attribution)
     # A process that is killed takes with it what its logger had not written; all else is there, and the same.
     resumed, expected = logged(tmp_path), logged(folder)
@@ -111,14 +121,14 @@ def test_killed_at_a_random_moment_and_resumed_a_run_logs_what_it_would_have(tmp
     assert all(resumed[step] == values for step, values in expected.items() if step >= done)
 
 
-def assert_whole(run_dir):
+def assert_whole(folder):
     """Whatever is there is whole: history, maps, pictures and page."""
-    if (run_dir / "history.jsonl").exists():
-        History.load(run_dir)
-    for path in run_dir.glob("panels/*.png"):
+    for history in folder.rglob("history.jsonl"):
+        History.load(history.parent)
+    for path in folder.rglob("panels/*.png"):
         Image.open(path).load()
-    if (run_dir / "report.html").exists():
-        assert (run_dir / "report.html").read_text().rstrip().endswith("</html>")
+    for page in folder.rglob("report.html"):
+        assert page.read_text().rstrip().endswith("</html>")
 
 
 @pytest.mark.parametrize("every", [2, 3, 5])
@@ -174,7 +184,7 @@ def resumed_with(tmp_path, change, **arguments):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda state: state.update(version=0), r"in version 0 of the format.*reads version 1"),
+        (lambda state: state.update(version=0), r"in version 0 of the format.*reads version 1 and version 2"),
         (lambda state: state.update(version=99), r"in version 99 of the format"),
         (lambda state: state.pop("version"), r"in version None of the format"),
         (lambda state: state.pop("schedule"), r"cannot be read \(KeyError: 'schedule'\)"),
@@ -237,6 +247,84 @@ def test_a_state_of_images_of_another_shape_is_told_of_and_the_run_starts_afresh
     assert callback.history.probe.images.shape[1:3] == (24, 24)
 
 
+def parts(state, path=()):
+    """Every part of a state that can be damaged: the way to it, and what is there."""
+    for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+        yield (*path, key), value
+        if isinstance(value, (dict, list)) and "metrics" not in path:
+            yield from parts(value, (*path, key))
+
+
+def damages(value):
+    """What cannot stand for ``value``."""
+    yield object()
+    if isinstance(value, torch.Tensor) and value.ndim:
+        yield value[:-1]
+        if value.dtype != torch.uint8:  # a generator's state is the same in any shape
+            yield value[None, None, None]
+    if not isinstance(value, str):
+        yield "a text"
+    if value is not None:
+        yield None
+
+
+MAY_BE_NONE = {
+    *(("probe",), ("folder",), ("owed",), ("baselines", "chosen"), ("baselines", "reservoir")),
+    *(("probe", name) for name in ("labels", "masks", "targets")),
+}
+
+
+def test_a_state_is_taken_whole_or_not_at_all(tmp_path):
+    """Each part of it in turn is missing, of another type, or cut short."""
+    watched(tmp_path, every=2, epochs=2, metrics=("complexity",))
+    tried, fresh = 0, loaded(None)[1]
+    for name in ("epoch=0-step=2", "epoch=1-step=6"):  # before the sample of baselines is complete, and after it
+        checkpoint = torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        (intact,) = (state for key, state in checkpoint["callbacks"].items() if "ExpectedGradCAM" in key)
+        assert loaded(intact)[0] == []
+        for path, value in parts(intact):
+            if path[0] == "snapshots" and path[1:2] > (0,):
+                continue  # one of them stands for all
+            for damage in damages(value):
+                if damage is None and path in MAY_BE_NONE:
+                    continue
+                if path == ("baselines", "chosen") and getattr(damage, "ndim", 0) == 4:
+                    continue  # there may have been fewer training images
+                state = copy.deepcopy(intact)
+                at(state, path[:-1])[path[-1]] = damage
+                told, kept = loaded(state)
+                assert len(told) == 1, (path, damage)
+                assert kept == fresh, (path, damage)
+                tried += 1
+            if isinstance(at(intact, path[:-1]), dict) and "metrics" not in path[:-1]:
+                state = copy.deepcopy(intact)
+                del at(state, path[:-1])[path[-1]]
+                told, kept = loaded(state)
+                assert len(told) == 1, path
+                assert kept == fresh, path
+    assert tried > 100
+
+
+def at(state, path):
+    for key in path:
+        state = state[key]
+    return state
+
+
+def loaded(state):
+    """What is said when a state is loaded, and what the callback then goes on from, but for the run's name."""
+    callback = make_callback()
+    with heard() as messages:
+        if state is not None:
+            callback.load_state_dict(state)
+    record = callback._record
+    return [text for text in messages if "starts afresh" in text], (
+        fingerprint({**callback.state_dict(), "run": None}),
+        fingerprint(record.baselines._reservoir.state_dict()),
+        record.baselines._resumed_world,
+    )
+
+
 # ---- files
 
 
@@ -257,11 +345,11 @@ def test_killed_while_writing_a_file_nothing_is_half_written(tmp_path, whole, mo
     monkeypatch.setattr("egcam_lightning.output._PAGE_SECONDS", 0.0)
     assert in_child(lambda: watched(tmp_path, every=1)) == signal.SIGKILL
     monkeypatch.undo()
-    assert_whole(tmp_path / "files" / "egcam")
+    assert_whole(tmp_path / "files")
     had = (tmp_path / "checkpoints" / "last.ckpt").exists()
     watched(tmp_path, every=1, ckpt_path="last" if had else None)
     assert lines(tmp_path) == lines(whole[0])
-    assert_whole(tmp_path / "files" / "egcam")
+    assert_whole(tmp_path / "files")
 
 
 def test_killed_while_appending_a_line_the_history_is_read_without_it_and_goes_on(tmp_path, whole, monkeypatch):
@@ -312,6 +400,59 @@ def test_checkpoints_grow_by_the_images_and_at_most_4_kb_a_snapshot(tmp_path):
     assert (large - small) / 20 <= 4096
     pixels = 3 * 16 * 16 * 2  # of an image in half precision
     assert small <= (16 + 32) * pixels + 5 * 4096 + 4096
+
+
+class Fine(Net):
+    """Takes images of 64 x 64; its first layer's grid is as fine."""
+
+    def __init__(self):
+        super().__init__()
+        self.head[1] = nn.AvgPool2d(16)
+
+
+def fine(folder, **kwargs):
+    callback = make_callback(target_layer="features.0", metrics=("complexity",), save_dir=str(folder / "files"))
+    checkpoint = ModelCheckpoint(folder / "checkpoints", filename="{epoch}", save_top_k=-1)
+    with heard() as messages:
+        fit(
+            folder, callback, checkpoint, net=Fine(), train=Resumable(images(16, size=64), 8),
+            val=val_loader(images(4, size=64)), enable_checkpointing=True, **kwargs,
+        )  # fmt: skip
+    return callback, [text for text in messages if "averages over few cells" in text]
+
+
+@pytest.mark.parametrize("where", ["in place", "elsewhere", "where the files are not to be found"])
+def test_maps_that_a_checkpoint_does_not_hold_are_found_and_drift_goes_on_exactly(tmp_path, where):
+    whole, _ = fine(tmp_path, max_epochs=6)
+    expected = list(whole.history)
+    assert {s.attribution.shape for s in expected} == {(4, 64, 64)}
+    path = tmp_path / "checkpoints" / "epoch=3.ckpt"
+    state = torch.load(path, weights_only=True)["callbacks"][whole.state_key]
+    held = [one["maps"][0].numel() for one in state["snapshots"]]
+    assert held == [64, 4096, 64, 64, 4096]  # whole of the reference and of the last one
+    if where == "where the files are not to be found":
+        (tmp_path / "files").rename(tmp_path / "moved")
+    resumed, told = fine(tmp_path if where == "in place" else tmp_path / "again", max_epochs=6, ckpt_path=str(path))
+    lost = [0, 2, 3] if where == "where the files are not to be found" else []
+    assert len(told) == bool(lost)
+    read = History.load(resumed.run_dir)
+    assert len(read) == len(expected) == 7
+    for index, then in enumerate(expected):
+        for now in (resumed.history[index], read[index]):
+            timeless = [{k: v for k, v in s.metrics.items() if "overhead" not in k} for s in (now, then)]
+            assert timeless[0] == timeless[1]
+            if index in lost:
+                assert now.attribution.shape == (4, 8, 8)
+            else:
+                assert torch.equal(now.attribution, then.attribution)
+    assert (resumed.run_dir / "report.html").is_file()
+
+
+def test_without_a_run_folder_memory_holds_what_it_needs_and_no_more(tmp_path):
+    callback, _ = fine(tmp_path, fast_dev_run=True)
+    history = callback.history
+    assert [s.attribution.shape for s in history] == [(4, 8, 8), (4, 64, 64)]
+    assert memory_of(history.snapshots) < 2 * 4096 + 4 * 64 * 64 * 2 + 4096
 
 
 def test_without_the_baselines_a_checkpoint_is_smaller_and_a_resumed_run_samples_them_anew(tmp_path):
