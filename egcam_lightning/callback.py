@@ -70,7 +70,10 @@ class ExpectedGradCAMCallback(Callback):
         max_overhead: largest share of the fit's time that snapshots may take; past it they are taken less often.
             ``None`` for any.
         seed: seed of the draws and of the reservoir.
-        save_dir: folder for files; ``None`` for the folder that ModelCheckpoint would use.
+        save_dir: folder for files; ``None`` for the folder that ModelCheckpoint would use. Where it holds another run's
+            history, a ``version_k`` below it. Maps are there in full. Memory and checkpoints hold at most 4 kB a
+            snapshot of 16 images, with averages over at most 64 cells for maps, and in full those of two snapshots:
+            the previous one, and the one that drift is measured from.
         log_prefix: prefix of everything logged.
         alerts: limits by key, such as ``{"consensus": 0.95, "drift/previous": 0.5}``; a logger that knows alerts (W&B)
             sends one when a value rises above its limit.

@@ -18,6 +18,7 @@ from egcam_lightning.probe import Probe
 from egcam_lightning.schedule import Schedule
 from egcam_lightning.snapshot import History, ProbeImages, Snapshot
 
+_FOLDERS = 8  # so many run folders are remembered, the last ones
 VERSION = 2  # in version 1 every snapshot had all of its maps' cells, and a run had neither name nor folder
 
 
@@ -120,7 +121,8 @@ class Record:
         return {
             "version": VERSION,
             "run": self.history.run,
-            "folder": str(past.folders[0].absolute()) if past.folders else None,
+            # The one before as well: a run may be killed before it has taken its past along.
+            "folders": [str(folder.absolute()) for folder in past.folders[:_FOLDERS]],
             "probe": None if self.probe is None else self.probe.state_dict(),
             "baselines": self.baselines.state_dict(save_images=save_baselines),
             "snapshots": past.states(),
@@ -139,7 +141,7 @@ class Record:
         try:
             probe = None if state["probe"] is None else Probe.from_state_dict(state["probe"])
             named = state["version"] != 1
-            folders = [Path(typed(state, "folder", str))] if named and state["folder"] is not None else []
+            folders = [Path(folder) for folder in typed(state, "folders", list)] if named else []
             snapshots = PackedSnapshots.from_states(state["snapshots"], folders)
             run = typed(state, "run", str) if named else self.history.run
             owed = None if state["owed"] is None else _pair(state["owed"])

@@ -101,6 +101,15 @@ def test_captum_and_quantus_are_left_out_where_they_are_not_installed(compare, c
     assert "Quantus" not in compare.ranks_table(lacking)
 
 
+@pytest.mark.parametrize(("ours", "words"), [(0.5, "in 4 of 4"), (1.0, "in 0 of 4"), (2.0, "in 0 of 4")])
+def test_a_lowest_value_that_is_shared_is_not_counted_as_ones_own(compare, compared, ours, words):
+    records = [{**r, "yeh": ours if r["method"] == compare.OURS else 1.0 + r["gap"] % 1e-9} for r in compared.records]
+    shared = 4 if ours == 1.0 else 0
+    assert f"lowest infidelity (ours) {words} cells, and shares it within 0.1 % in {shared} more." in (
+        compare.claims(records)
+    )
+
+
 def test_ranks_say_who_loses(compare, compared):
     records = [{**r, "infidelity": 0.9 if r["method"] == compare.OURS else 0.1} for r in compared.records]
     line = next(row for row in compare.ranks_table(records).splitlines() if compare.OURS in row)

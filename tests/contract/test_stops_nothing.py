@@ -72,7 +72,7 @@ BREAKS = {
         [(ExpectedGradCAM, "__call__", OOM, at(1))], "the snapshot failed.*OutOfMemoryError: CUDA out of memory", 3,
     ),
     "an out-of-memory error in the first look": (
-        [(ExpectedGradCAM, "forward", OOM, at(0))], "first look at the model failed.*OutOfMemoryError: CUDA", 3,
+        [(ExpectedGradCAM, "logits", OOM, at(0))], "first look at the model failed.*OutOfMemoryError: CUDA", 3,
     ),
     "an error in the backward pass": (
         [(torch.autograd, "grad", RuntimeError("cuDNN error"), at(0))], "first look.*failed.*cuDNN error", 3,

@@ -269,7 +269,7 @@ def damages(value):
 
 
 MAY_BE_NONE = {
-    *(("probe",), ("folder",), ("owed",), ("baselines", "chosen"), ("baselines", "reservoir")),
+    *(("probe",), ("owed",), ("baselines", "chosen"), ("baselines", "reservoir")),
     *(("probe", name) for name in ("labels", "masks", "targets")),
 }
 
@@ -433,6 +433,8 @@ def test_maps_that_a_checkpoint_does_not_hold_are_found_and_drift_goes_on_exactl
     if where == "where the files are not to be found":
         (tmp_path / "files").rename(tmp_path / "moved")
     resumed, told = fine(tmp_path if where == "in place" else tmp_path / "again", max_epochs=6, ckpt_path=str(path))
+    folders = [resumed.run_dir] if where == "in place" else [resumed.run_dir, whole.run_dir]
+    assert resumed.state_dict()["folders"] == [str(folder) for folder in folders]
     lost = [0, 2, 3] if where == "where the files are not to be found" else []
     assert len(told) == bool(lost)
     read = History.load(resumed.run_dir)
