@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from egcam_lightning.baselines import Baselines
 from egcam_lightning.explain import Perturbation
@@ -49,7 +49,8 @@ class ExpectedGradCAMCallback(Callback):
             (the wrong class that the model then prefers), a class for all images, or a callable from (output, labels)
             to ``(N,)`` classes or ``(N, classes)`` bool, asked at that same snapshot. The class of an image then stays
             the same for the whole run.
-        metrics: ``"default"`` (about 48 passes an image), names, instances of ``torchmetrics.Metric``, or ``()``.
+        metrics: ``"default"`` (about 48 passes an image), names, instances of ``torchmetrics.Metric``, or ``()``; a
+            mapping or a ``MetricCollection`` gives them keys of your own, as two of one class need.
         probe: what to explain instead: a batch, as the validation loader would make it; indices of the validation
             data set; or ``"balanced"``, ``num_images`` of it with every class as often as any other.
         class_names: names of the classes; ``None``: those of the data set, where it has them.
@@ -107,7 +108,7 @@ class ExpectedGradCAMCallback(Callback):
         every_n_train_steps: int | None = None,
         log_at_start: bool = True,
         target: Literal["label", "predicted", "runner_up"] | int | Callable[..., Any] = "label",
-        metrics: str | Iterable[str | Metric] = "default",
+        metrics: str | Mapping[str, str | Metric] | Iterable[str | Metric] = "default",
         probe: Any = None,
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
@@ -156,7 +157,7 @@ class ExpectedGradCAMCallback(Callback):
         self._settings = Settings(
             explainer=explainer,
             target=target,
-            metrics=metrics if isinstance(metrics, str) else as_tuple("metrics", metrics, "('infidelity',), or ()"),
+            metrics=_choice(metrics),
             num_images=num_images,
             num_baselines=num_baselines,
             baseline_samples=baseline_samples,
@@ -350,3 +351,10 @@ class ExpectedGradCAMCallback(Callback):
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
         return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+
+def _choice(metrics: Any) -> Any:
+    """The user's choice of metrics, in a form that can be read more than once."""
+    if isinstance(metrics, (Mapping, MetricCollection)):
+        return dict(metrics.items())
+    return metrics if isinstance(metrics, str) else as_tuple("metrics", metrics, "('infidelity',), or ()")

@@ -21,7 +21,7 @@ from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.faults import Faults
 from egcam_lightning.isolation import isolated
 from egcam_lightning.logging import log, logger_step
-from egcam_lightning.look import Look, When, build_metrics, reference_of
+from egcam_lightning.look import Look, When, build_metrics, needs_masks, reference_of
 from egcam_lightning.output import Output, run_directory
 from egcam_lightning.probe import Probe
 from egcam_lightning.probing import build_probe, probe_images
@@ -185,11 +185,9 @@ class Session:
             with self._booked():
                 overhead = {"overhead_seconds": took, "overhead_fraction": schedule.fraction(self.elapsed)}
                 overhead |= {f"overhead/{part}_seconds": spent for part, spent in look.seconds.items()}
-                logging = time.perf_counter()
                 overhead = self._ranks.first(overhead)  # the others wait while the first one draws
                 values = {f"{self._settings.prefix}/{k}": v for k, v in {**snapshot.metrics, **overhead}.items()}
                 log(values, when, self._trainer, self._module, self._faults, monitored=owed is None)
-                look.seconds["logging"] = time.perf_counter() - logging  # told of at the next snapshot
 
     def _say_busy(self) -> None:
         """Say in the Trainer's progress bar that training waits, where it will be noticed.
@@ -244,7 +242,13 @@ class Session:
             fast = explainer.is_fast(*inputs)
         if probe.targets is None and known is not None:
             record.probe = probe = probe.with_targets(known)
-        metrics = build_metrics(settings.metrics, masks=probe.masks is not None)
+        metrics = build_metrics(settings.metrics, masks=settings.masks_key is not None or probe.masks is not None)
+        if probe.masks is None and any(map(needs_masks, metrics.values())):
+            metrics = {key: metric for key, metric in metrics.items() if not needs_masks(metric)}
+            self._faults.warn(
+                "The checkpoint was written without `masks_key`, and its images, which are explained on, have no "
+                "masks: no metrics are taken that need them. Begin a new run to have them."
+            )
         assert explainer.grid is not None
         grid = explainer.grid
         view = probe_images(self._trainer, module, probe, settings.class_names, settings.normalization)
