@@ -19,6 +19,7 @@ from egcam_lightning.explain import Perturbation
 from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import ScoreName
 from egcam_lightning.faults import Faults
+from egcam_lightning.monitors import Monitors
 from egcam_lightning.probing import check_probe
 from egcam_lightning.record import Record
 from egcam_lightning.schedule import Schedule
@@ -86,7 +87,8 @@ class ExpectedGradCAMCallback(Callback):
 
     Raises:
         ValueError: for arguments out of range.
-        MisconfigurationException: in ``setup``, for a strategy that it does not run under.
+        MisconfigurationException: in ``setup``, for a strategy that it does not run under, and where EarlyStopping,
+            ModelCheckpoint or a scheduler monitors a value that there will never be.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -186,6 +188,7 @@ class ExpectedGradCAMCallback(Callback):
         self._resumed = False  # whether the record is a checkpoint's
         self._faults = Faults(strict)
         self._session: Session | None = None
+        self._monitors: Monitors | None = None
         self._run_dir: Path | None = None
         self._last_global_step = 0
         self._awaits_batch = False
@@ -224,10 +227,12 @@ class ExpectedGradCAMCallback(Callback):
         prefix = self._settings.prefix
         callbacks: list[Any] = getattr(trainer, "callbacks", [])
         twins = [c for c in callbacks if isinstance(c, ExpectedGradCAMCallback) and c is not self]
-        if any(twin._settings.prefix == prefix for twin in twins):
+        prefixes = [twin._settings.prefix for twin in twins]
+        if prefix in prefixes:
             raise MisconfigurationException(
                 f"Two ExpectedGradCAMCallbacks log under the prefix {prefix!r}. Give one of them another `log_prefix`."
             )
+        self._monitors = Monitors(trainer, self._settings, prefixes, self._every_n_epochs, self._log_at_start)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the images and find the layer; take the snapshot before training."""
@@ -241,6 +246,8 @@ class ExpectedGradCAMCallback(Callback):
         if self._log_at_start and not len(self.history) and trainer.global_step == 0:
             self._session.snapshot("start")
         self._session.make_up()
+        if self._monitors is not None:
+            self._monitors.begin(pl_module, self.history)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Let training images pass by the reservoir."""
@@ -286,7 +293,7 @@ class ExpectedGradCAMCallback(Callback):
         self._awaits_batch = False
         self._session.offer(batch)
         if self._in_epochs(trainer):
-            self._session.snapshot("epoch")
+            self._take(self._session)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the epoch's snapshot where there is no validation."""
@@ -294,7 +301,14 @@ class ExpectedGradCAMCallback(Callback):
             return
         self._record.baselines.end_epoch()
         if self._in_epochs(trainer) and not self._session.validates:
-            self._session.snapshot("epoch")
+            self._take(self._session)
+
+    def _take(self, session: Session) -> None:
+        """Take the snapshot of an epoch, for which others may wait."""
+        taken = session.snapshot("epoch")
+        if self._monitors is not None:
+            self._monitors.know(taken)
+            self._monitors.tell()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the page a last time."""
@@ -312,6 +326,9 @@ class ExpectedGradCAMCallback(Callback):
         self._let_go()
 
     def _let_go(self) -> None:
+        if self._monitors is not None:
+            self._monitors.end()
+            self._monitors = None
         if self._session is not None:
             self._record.schedule.elapsed_before += self._session.elapsed
             self._run_dir = self._session.run_dir
