@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from egcam_lightning.baselines import Baselines
 from egcam_lightning.batches import BatchKeys
@@ -20,6 +20,7 @@ from egcam_lightning.explain import Perturbation
 from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import ScoreName
 from egcam_lightning.faults import Faults
+from egcam_lightning.monitors import Monitors
 from egcam_lightning.probing import check_probe
 from egcam_lightning.record import Record, new_run
 from egcam_lightning.schedule import Schedule
@@ -50,7 +51,8 @@ class ExpectedGradCAMCallback(Callback):
             (the wrong class that the model then prefers), a class for all images, or a callable from (output, labels)
             to ``(N,)`` classes or ``(N, classes)`` bool, asked at that same snapshot. The class of an image then stays
             the same for the whole run.
-        metrics: ``"default"`` (about 48 passes an image), names, instances of ``torchmetrics.Metric``, or ``()``.
+        metrics: ``"default"`` (about 48 passes an image), names, instances of ``torchmetrics.Metric``, or ``()``; a
+            mapping or a ``MetricCollection`` gives them keys of your own, as two of one class need.
         probe: what to explain instead: a batch, as the validation loader would make it; indices of the validation
             data set; or ``"balanced"``, ``num_images`` of it with every class as often as any other.
         class_names: names of the classes; ``None``: those of the data set, where it has them.
@@ -91,7 +93,8 @@ class ExpectedGradCAMCallback(Callback):
 
     Raises:
         ValueError: for arguments out of range.
-        MisconfigurationException: in ``setup``, for a strategy that it does not run under.
+        MisconfigurationException: in ``setup``, for a strategy that it does not run under, and where EarlyStopping,
+            ModelCheckpoint or a scheduler monitors a value that there will never be.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -113,7 +116,7 @@ class ExpectedGradCAMCallback(Callback):
         every_n_train_steps: int | None = None,
         log_at_start: bool = True,
         target: Literal["label", "predicted", "runner_up"] | int | Callable[..., Any] = "label",
-        metrics: str | Iterable[str | Metric] = "default",
+        metrics: str | Mapping[str, str | Metric] | Iterable[str | Metric] = "default",
         probe: Any = None,
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
@@ -163,7 +166,7 @@ class ExpectedGradCAMCallback(Callback):
         self._settings = Settings(
             explainer=explainer,
             target=target,
-            metrics=metrics if isinstance(metrics, str) else as_tuple("metrics", metrics, "('infidelity',), or ()"),
+            metrics=_choice(metrics),
             num_images=num_images,
             num_baselines=num_baselines,
             baseline_samples=baseline_samples,
@@ -195,6 +198,7 @@ class ExpectedGradCAMCallback(Callback):
         self._resumed = False  # whether the record is a checkpoint's
         self._faults = Faults(strict)
         self._session: Session | None = None
+        self._monitors: Monitors | None = None
         self._run_dir: Path | None = None
         self._last_global_step = 0
         self._awaits_batch = False
@@ -233,10 +237,12 @@ class ExpectedGradCAMCallback(Callback):
         prefix = self._settings.prefix
         callbacks: list[Any] = getattr(trainer, "callbacks", [])
         twins = [c for c in callbacks if isinstance(c, ExpectedGradCAMCallback) and c is not self]
-        if any(twin._settings.prefix == prefix for twin in twins):
+        prefixes = [twin._settings.prefix for twin in twins]
+        if prefix in prefixes:
             raise MisconfigurationException(
                 f"Two ExpectedGradCAMCallbacks log under the prefix {prefix!r}. Give one of them another `log_prefix`."
             )
+        self._monitors = Monitors(trainer, self._settings, prefixes, self._every_n_epochs, self._log_at_start)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the images and find the layer; take the snapshot before training."""
@@ -250,6 +256,8 @@ class ExpectedGradCAMCallback(Callback):
         if self._log_at_start and not len(self.history) and trainer.global_step == 0:
             self._session.snapshot("start")
         self._session.make_up()
+        if self._monitors is not None:
+            self._monitors.begin(pl_module, self.history)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Let training images pass by the reservoir."""
@@ -295,7 +303,7 @@ class ExpectedGradCAMCallback(Callback):
         self._awaits_batch = False
         self._session.offer(batch)
         if self._in_epochs(trainer):
-            self._session.snapshot("epoch")
+            self._take(self._session)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the epoch's snapshot where there is no validation."""
@@ -303,7 +311,14 @@ class ExpectedGradCAMCallback(Callback):
             return
         self._record.baselines.end_epoch()
         if self._in_epochs(trainer) and not self._session.validates:
-            self._session.snapshot("epoch")
+            self._take(self._session)
+
+    def _take(self, session: Session) -> None:
+        """Take the snapshot of an epoch, for which others may wait."""
+        taken = session.snapshot("epoch")
+        if self._monitors is not None:
+            self._monitors.know(taken)
+            self._monitors.tell()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the page a last time."""
@@ -321,6 +336,9 @@ class ExpectedGradCAMCallback(Callback):
         self._let_go()
 
     def _let_go(self) -> None:
+        if self._monitors is not None:
+            self._monitors.end()
+            self._monitors = None
         if self._session is not None:
             self._record.schedule.elapsed_before += self._session.elapsed
             self._run_dir = self._session.run_dir
@@ -361,3 +379,10 @@ class ExpectedGradCAMCallback(Callback):
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
         return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+
+def _choice(metrics: Any) -> Any:
+    """The user's choice of metrics, in a form that can be read more than once."""
+    if isinstance(metrics, (Mapping, MetricCollection)):
+        return dict(metrics.items())
+    return metrics if isinstance(metrics, str) else as_tuple("metrics", metrics, "('infidelity',), or ()")

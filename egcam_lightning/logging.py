@@ -19,7 +19,7 @@ def log(
     faults: Faults,
     *,
     monitored: bool = True,
-) -> None:
+) -> set[str]:
     """Log what a snapshot gave.
 
     Snapshots of an epoch go through ``pl_module.log``, so that EarlyStopping and ModelCheckpoint can monitor them. The
@@ -33,7 +33,11 @@ def log(
         faults: where failures go; one logger that fails silences no other.
         monitored: whether the Trainer is where it takes the values of this epoch.
 
+    Returns:
+        The keys that can be monitored from now on.
+
     """
+    taken: set[str] = set()
 
     def log_epoch() -> None:
         for key, value in values.items():
@@ -46,13 +50,15 @@ def log(
                 add_dataloader_idx=False,
                 sync_dist=trainer.world_size > 1,
             )
+            taken.add(key)
 
     if when.kind == "epoch" and monitored:
         faults.guard("logging", log_epoch)
-        return
+        return taken
     for logger in trainer.loggers:
         task = partial(logger.log_metrics, {**values, "epoch": float(when.epoch)}, step=when.step)
         faults.guard(f"logging ({type(logger).__name__})", task)
+    return taken
 
 
 def logger_step(trainer: Trainer, kind: str) -> int:

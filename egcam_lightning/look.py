@@ -47,33 +47,90 @@ DEFAULT_METRICS = (
 )
 _MASKED = ("relevance_mass", "pointing_game")
 
+CHANGE = (
+    "drift/previous",
+    "drift/reference",
+    "drift/significant",
+    "drift/ssim",
+    "drift/top_iou",
+    "drift/centre_shift",
+    "prediction_changed",
+)
+"""Keys of what is measured against an earlier snapshot."""
 
-def build_metrics(metrics: str | Iterable[str | Metric], *, masks: bool) -> dict[str, Metric]:
+OWN = (*CHANGE, "drift/noise_floor", "consensus_null", "completeness_gap", "degenerate", "not_finite", "off_grid")
+"""Keys of what a look finds whatever the metrics."""
+
+OVERHEAD = (
+    "overhead_seconds",
+    "overhead_fraction",
+    "overhead/explanation_seconds",
+    "overhead/metrics_seconds",
+    "overhead/drawing_seconds",
+)
+"""Keys of what a snapshot cost: logged beside it and no part of it, since a run that is resumed takes other times."""
+
+
+def build_metrics(
+    metrics: str | Iterable[str | Metric] | Mapping[str, str | Metric], *, masks: bool
+) -> dict[str, Metric]:
     """Turn the user's choice into metrics by key.
 
     Args:
-        metrics: ``"default"``, or names and instances; ``()`` for none.
+        metrics: ``"default"``, or names and instances; ``()`` for none; or a mapping from keys of the user's own.
         masks: whether the probe has masks; the default then includes the metrics that need them.
 
     Raises:
-        ValueError: for a name that is no metric's.
+        ValueError: for a name that is no metric's, for two of one key, and for those that need masks without masks.
         TypeError: for anything else.
+
+    Example:
+        >>> list(build_metrics(("infidelity", m.Sparseness()), masks=False))
+        ['infidelity', 'sparseness']
+        >>> list(build_metrics({"coarse": m.Infidelity(num_perturbations=4), "fine": "infidelity"}, masks=False))
+        ['coarse', 'fine']
 
     """
     if isinstance(metrics, str):
         metrics = (metrics,) if metrics != "default" else DEFAULT_METRICS + (_MASKED if masks else ())
+    named = isinstance(metrics, Mapping)
+    chosen = metrics.items() if isinstance(metrics, Mapping) else ((None, metric) for metric in metrics)
     built: dict[str, Metric] = {}
-    for metric in metrics:
+    for given, metric in chosen:
         if isinstance(metric, str):
             if metric not in METRICS:
                 raise ValueError(f"Expected `metrics` to be 'default' or among {sorted(METRICS)}, but got {metric!r}.")
-            built[metric] = METRICS[metric]()
+            own, metric = metric, METRICS[metric]()
         elif isinstance(metric, Metric):
-            names = [name for name, kind in METRICS.items() if type(metric) is kind]
-            built[names[0] if names else _snake(type(metric).__name__)] = metric
+            own = next((k for k, kind in METRICS.items() if type(metric) is kind), _snake(type(metric).__name__))
         else:
             raise TypeError(f"Expected `metrics` to hold names and torchmetrics.Metric, but got {metric!r}.")
+        key = given if named else own
+        if not isinstance(key, str):
+            raise TypeError(f"Expected the keys of `metrics` to be strings, but got {key!r}. Write such as {own!r}.")
+        kind = type(metric).__name__
+        if key in OWN + OVERHEAD:
+            raise ValueError(
+                f"The key {key!r} of {kind} is logged at every snapshot in any case. Leave it out of `metrics`, or "
+                f"give it a key of its own, as in metrics={{'my_{own}': {kind}()}}."
+            )
+        if key in built:
+            raise ValueError(
+                f"Two of `metrics` have the key {key!r}, so that one would overwrite the other. Give each a key of its "
+                f"own, as in metrics={{'{key}': {kind}(), '{key}_2': {kind}(...)}}."
+            )
+        if needs_masks(metric) and not masks:
+            raise ValueError(
+                f"The metric {key!r} needs masks of the objects. Write `masks_key`, the key or position of the masks "
+                f"in a validation batch, or leave {key!r} out of `metrics`."
+            )
+        built[key] = metric
     return built
+
+
+def needs_masks(metric: Metric) -> bool:
+    """Whether a metric measures against masks of the objects."""
+    return isinstance(metric, (m.RelevanceMass, m.PointingGame))
 
 
 @dataclass(frozen=True)
@@ -213,7 +270,7 @@ class Look:
         if probe.masks is not None:
             everything["mask"] = probe.masks
         values: dict[str, float | None] = {}
-        if probe.masks is not None and "consensus" in self.metrics:
+        if probe.masks is not None and any(isinstance(one, m.ExplanationConsensus) for one in self.metrics.values()):
             null = F.consensus_null(probe.masks, snapshot.target, tuple(maps.shape[1:]))
             values["consensus_null"] = None if null is None else float(null)
         self.failures = {}
@@ -231,8 +288,6 @@ class Look:
 
         for key, metric in self.metrics.items():
             takes_images = "images" in metric._filter_kwargs(**share)
-            if isinstance(metric, (m.RelevanceMass, m.PointingGame)) and probe.masks is None:
-                continue
             arguments = metric._filter_kwargs(**(share if takes_images else everything))
             # A metric repeats and reorders images and targets alike. One that asks the model is given the images' rows
             # for their targets, by which these, the model's other inputs and a segmentation's regions are found.

@@ -49,7 +49,10 @@ class Ranks:
 
     def stack(self, value: Tensor) -> Tensor:
         """``(world, ...)`` on the CPU: a value of one shape from every process."""
-        return value[None].cpu() if self.world == 1 else self._strategy.all_gather(value).cpu()
+        if self.world == 1:
+            return value[None].cpu()
+        # Strategies stack what they gather, or concatenate it.
+        return self._strategy.all_gather(value).cpu().reshape(self.world, *value.shape)
 
     def all(self, flag: bool) -> bool:
         """Whether ``flag`` is true in every process."""
@@ -86,8 +89,9 @@ class Ranks:
             return part.cpu()
         whole = part.new_zeros(count, *part.shape[1:])
         whole[rows.to(part.device)] = part
-        self._strategy.reduce(whole.view(-1).view(torch.uint8), reduce_op="sum")
-        return whole.cpu()
+        # What is returned counts: not every strategy adds in place.
+        added = self._strategy.reduce(whole.view(-1).view(torch.uint8), reduce_op="sum")
+        return added.cpu().view(part.dtype).view(whole.shape)
 
     def together(self, work: Callable[[], Result]) -> Result:
         """Do ``work`` that waits for no other process; where it fails in one, it fails in all, and nobody waits.

@@ -21,7 +21,7 @@ from egcam_lightning.faults import Faults
 from egcam_lightning.isolation import isolated
 from egcam_lightning.loaders import validation_data
 from egcam_lightning.logging import log, logger_step
-from egcam_lightning.look import Look, When, build_metrics, reference_of
+from egcam_lightning.look import Look, When, build_metrics, needs_masks, reference_of
 from egcam_lightning.output import Output, run_directory
 from egcam_lightning.probe import Probe
 from egcam_lightning.probing import build_probe, probe_images
@@ -144,21 +144,24 @@ class Session:
         if self._record.owed is not None and not averages:  # averaged weights are there in validation alone
             self.snapshot("epoch", self._record.owed)
 
-    def snapshot(self, kind: str, owed: tuple[int, int] | None = None) -> None:
+    def snapshot(self, kind: str, owed: tuple[int, int] | None = None) -> set[str]:
         """Take a snapshot if one is due, show it, keep it and log it.
 
         Args:
             kind: the occasion.
             owed: the epoch and step of one that is made up for; ``None`` for now.
 
+        Returns:
+            The keys whose values the Trainer has now, for those who monitor them.
+
         """
         look, record, schedule = self._look, self._record, self._record.schedule
         if look is None:
-            return
+            return set()
         when = When(*(owed or (self._trainer.current_epoch, logger_step(self._trainer, kind))), kind)
         record.owed = None if kind == "epoch" else record.owed
         if any(snapshot.key == (when.epoch, when.step, when.kind) for snapshot in record.history.snapshots[-2:]):
-            return  # a checkpoint written inside validation fires the end of its epoch again
+            return set()  # a checkpoint written inside validation fires the end of its epoch again
         # The first process decides, since every one takes part or none.
         if kind != "start" and not self._ranks.first(schedule.due(self.elapsed)):
             if schedule.interval > 1:
@@ -167,7 +170,7 @@ class Session:
                     f"{schedule.max_overhead:g} of the fit's time. Metrics monitored by EarlyStopping keep their last "
                     "value in between. Pass max_overhead=None to take them all."
                 )
-            return
+            return set()
         self._say_busy()
         begin = time.perf_counter()
         snapshot = self._faults.guard("the snapshot", lambda: self._take(look, when))
@@ -182,15 +185,14 @@ class Session:
         took = time.perf_counter() - begin
         self._last_seconds = took
         schedule.took(took)
-        if snapshot is not None:
-            with self._booked():
-                overhead = {"overhead_seconds": took, "overhead_fraction": schedule.fraction(self.elapsed)}
-                overhead |= {f"overhead/{part}_seconds": spent for part, spent in look.seconds.items()}
-                logging = time.perf_counter()
-                overhead = self._ranks.first(overhead)  # the others wait while the first one draws
-                values = {f"{self._settings.prefix}/{k}": v for k, v in {**snapshot.metrics, **overhead}.items()}
-                log(values, when, self._trainer, self._module, self._faults, monitored=owed is None)
-                look.seconds["logging"] = time.perf_counter() - logging  # told of at the next snapshot
+        if snapshot is None:
+            return set()
+        with self._booked():
+            overhead = {"overhead_seconds": took, "overhead_fraction": schedule.fraction(self.elapsed)}
+            overhead |= {f"overhead/{part}_seconds": spent for part, spent in look.seconds.items()}
+            overhead = self._ranks.first(overhead)  # the others wait while the first one draws
+            values = {f"{self._settings.prefix}/{k}": v for k, v in {**snapshot.metrics, **overhead}.items()}
+            return log(values, when, self._trainer, self._module, self._faults, monitored=owed is None)
 
     def _say_busy(self) -> None:
         """Say in the Trainer's progress bar that training waits, where it will be noticed.
@@ -245,7 +247,13 @@ class Session:
             fast = explainer.is_fast(*inputs)
         if probe.targets is None and known is not None:
             record.probe = probe = probe.with_targets(known)
-        metrics = build_metrics(settings.metrics, masks=probe.masks is not None)
+        metrics = build_metrics(settings.metrics, masks=settings.masks_key is not None or probe.masks is not None)
+        if probe.masks is None and any(map(needs_masks, metrics.values())):
+            metrics = {key: metric for key, metric in metrics.items() if not needs_masks(metric)}
+            self._faults.warn(
+                "The checkpoint was written without `masks_key`, and its images, which are explained on, have no "
+                "masks: no metrics are taken that need them. Begin a new run to have them."
+            )
         assert explainer.grid is not None
         grid = explainer.grid
         view = probe_images(self._trainer, module, probe, settings.class_names, settings.normalization)

@@ -30,7 +30,7 @@ class MetricFacts:
 _LOWER, _HIGHER = ("↓", "lower is better"), ("↑", "higher is better")
 _STEADY = ("", "lower is steadier")
 
-#: Every key that the callback logs, in the order in which the page shows them.
+#: Every key that a snapshot may have, in the order in which the page shows them.
 CATALOGUE: dict[str, MetricFacts] = {
     "consensus": MetricFacts(
         "Consensus",
@@ -111,9 +111,8 @@ CATALOGUE: dict[str, MetricFacts] = {
     "off_grid": MetricFacts(
         "Off the grid", "", "what maps cannot show", "Share of attribution that has no place on the image.", 1.0
     ),
-    "overhead_seconds": MetricFacts("Overhead in seconds", *_LOWER, "What this snapshot cost, in seconds."),
-    "overhead_fraction": MetricFacts(
-        "Overhead", *_LOWER, "Share of the training time so far that went into snapshots."
+    "not_finite": MetricFacts(
+        "Not finite", *_LOWER, "Share of the explanations with NaN or infinity, which no other number counts.", 1.0
     ),
 }
 

@@ -73,7 +73,7 @@ class WandbSink:
         self.prefix = prefix
         self._table: Any = None
         self._step: int | None = None
-        self._warned = False
+        self._told: set[str] = set()
 
     def log_snapshot(self, snapshot: Snapshot, history: History, pictures: Pictures) -> None:
         """Send panels under one key, overlays under a second, and new rows of the table."""
@@ -81,9 +81,22 @@ class WandbSink:
 
         self._step = snapshot.step
         count = min(len(pictures.panels), _MOST)
+        if count < len(pictures.panels):
+            self._warn(
+                "a list",
+                f"W&B shows {_MOST} images at most under one key, so that the first {count} of the "
+                f"{len(pictures.panels)} that are explained are sent; numbers and the timeline page have them all. "
+                f"To see every picture in W&B write num_images={_MOST} or less, or give several callbacks a share "
+                "each, as indices in `probe`, and a `log_prefix`.",
+            )
         # A panel, an overlay and two pictures in the table; the history counts the snapshots before a resume too.
         if self.max_pictures is not None and 4 * count * len(history) > self.max_pictures:
-            self._warn(len(history) - 1)
+            self._warn(
+                "a run",
+                f"{self.max_pictures} pictures are the most that are sent to W&B in one run, and {len(history) - 1} "
+                "snapshots came to that: no more pictures are sent; numbers and the timeline page go on. To send all, "
+                "set egcam_lightning.sinks.wandb.WandbSink.max_pictures = None, or take snapshots less often.",
+            )
             return
         captions = pictures.captions[:count]
         self.logger.log_image(
@@ -122,15 +135,11 @@ class WandbSink:
         """
         self.logger.experiment.alert(title=title, text=text)
 
-    def _warn(self, sent: int) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{self.max_pictures} pictures are the most that are sent to W&B in one run, and {sent} snapshots "
-                "came to that: no more pictures are sent; numbers and the timeline page go on. To send all, set "
-                "egcam_lightning.sinks.wandb.WandbSink.max_pictures = None, or take snapshots less often.",
-                stacklevel=3,
-            )
+    def _warn(self, kind: str, message: str) -> None:
+        """Warn, once of each kind."""
+        if kind not in self._told:
+            self._told.add(kind)
+            warnings.warn(message, stacklevel=3)
 
 
 def _masks(pictures: Pictures, index: int) -> dict[str, Any]:

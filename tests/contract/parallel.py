@@ -61,12 +61,16 @@ def fit_in_two(tmp_path: Path, *callbacks: Any, after: Sequence[Callback] = (), 
 
 
 class ThreadStrategy:
-    """A strategy whose processes are threads: gathers, adds and broadcasts through a list."""
+    """A strategy whose processes are threads: gathers, adds and broadcasts through a list.
+
+    Lightning's strategies differ where it promises nothing: DDP adds in place, and stacks what it gathers (``"ddp"``);
+    XLA returns another tensor, and concatenates (``"xla"``).
+    """
 
     root_device = torch.device("cpu")
 
-    def __init__(self, rank: int, world: int, shared: dict[str, Any]) -> None:
-        self.global_rank, self.world_size, self._shared = rank, world, shared
+    def __init__(self, rank: int, world: int, shared: dict[str, Any], like: str) -> None:
+        self.global_rank, self.world_size, self._shared, self._like = rank, world, shared, like
 
     def _exchange(self, value: Any) -> list[Any]:
         self._shared["values"][self.global_rank] = value
@@ -76,24 +80,26 @@ class ThreadStrategy:
         return values
 
     def all_gather(self, value: torch.Tensor) -> torch.Tensor:
-        return torch.stack([one.clone() for one in self._exchange(value)])
+        values = [one.clone() for one in self._exchange(value)]
+        return torch.cat([torch.atleast_1d(one) for one in values]) if self._like == "xla" else torch.stack(values)
 
     def broadcast(self, value: Any, src: int = 0) -> Any:
         return self._exchange(value)[src]
 
     def reduce(self, value: torch.Tensor, reduce_op: str) -> torch.Tensor:
         assert reduce_op == "sum"
-        return value.copy_(sum(self._exchange(value.clone())))
+        total = sum(self._exchange(value.clone()))
+        return total if self._like == "xla" else value.copy_(total)
 
 
-def in_threads(world: int, work: Callable[[ThreadStrategy], Any]) -> list[Any]:
-    """``work`` in ``world`` threads at once; an exception in one is its result."""
+def in_threads(world: int, work: Callable[[ThreadStrategy], Any], like: str = "ddp") -> list[Any]:
+    """``work`` in ``world`` threads at once, under a strategy ``like`` another; an exception in one is its result."""
     shared = {"barrier": threading.Barrier(world, timeout=20), "values": [None] * world}
     results: list[Any] = [None] * world
 
     def run(rank: int) -> None:
         try:
-            results[rank] = work(ThreadStrategy(rank, world, shared))
+            results[rank] = work(ThreadStrategy(rank, world, shared, like))
         except Exception as error:
             results[rank] = error
 

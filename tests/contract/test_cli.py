@@ -233,6 +233,15 @@ def test_metrics_may_be_instances(build):
     assert isinstance(instance, Infidelity)
 
 
+def test_metrics_may_have_keys_of_their_own(build):
+    metric = {"class_path": "egcam_lightning.metrics.Infidelity", "init_args": {"num_perturbations": 4}}
+    callback, _ = build(None, metrics={"coarse": metric, "fine": "infidelity"})
+    chosen = callback._settings.metrics
+    assert list(chosen) == ["coarse", "fine"]
+    assert isinstance(chosen["coarse"], Infidelity)
+    assert chosen["fine"] == "infidelity"
+
+
 def test_wrong_values_are_refused_with_their_names(build, capsys):
     with pytest.raises(SystemExit):
         build(None, num_images="many")

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback
 from egcam_lightning.explain.scores import RegionScore
+from egcam_lightning.metrics import CompletenessGap, Infidelity, PointingGame, Sparseness
 from tests.contract.test_any_batch import Data, run, trains_on_noise
 from tests.contract.test_any_batch import Net as Classifier
 from tests.contract.test_any_target import Heads
@@ -23,6 +24,20 @@ from tests.contract.test_any_target import Net as AnyNet
         ({"target": None}, ValueError, r"'label', 'predicted', .* but got None"),
         ({"metrics": None}, TypeError, r"several values, but got None. Write metrics=\('infidelity',\), or \(\)"),
         ({"metrics": [3]}, TypeError, r"names and torchmetrics.Metric, but got 3"),
+        ({"metrics": {1: "infidelity"}}, TypeError, r"keys of `metrics` to be strings, but got 1. .* 'infidelity'"),
+        (
+            {"metrics": (Infidelity(), Infidelity(num_perturbations=4))},
+            ValueError,
+            r"Two of `metrics` have the key 'infidelity'.*metrics=\{'infidelity': Infidelity\(\), 'infidelity_2'",
+        ),
+        ({"metrics": ("sparseness", Sparseness())}, ValueError, r"Two of `metrics` have the key 'sparseness'"),
+        (
+            {"metrics": (CompletenessGap(),)},
+            ValueError,
+            r"'completeness_gap' of CompletenessGap is logged .* in any case. .*\{'my_completeness_gap': Compl",
+        ),
+        ({"metrics": ("relevance_mass",)}, ValueError, r"'relevance_mass' needs masks.* Write `masks_key`.* or leave"),
+        ({"metrics": {"hit": PointingGame()}}, ValueError, r"'hit' needs masks of the objects. Write `masks_key`"),
         ({"class_names": "cat"}, TypeError, r"but got 'cat'. Write class_names=\('cat', 'dog'\)"),
         ({"mean": 0.5, "std": 0.5}, TypeError, r"but got 0.5. Write mean=\(0.5,\)"),
         ({"mean": (0.5,)}, ValueError, r"`mean` and `std` together.*mean=\(0.5,\), std=\(0.5,\), or none"),

@@ -159,7 +159,39 @@ def test_the_baselines_are_a_uniform_sample_of_all_streams(lengths):
     assert 1e-3 < stats.chi2.sf(statistic, 39) < 1 - 1e-3
 
 
-def test_images_of_another_size_or_type_in_one_process_are_brought_to_those_of_the_first():
+LIKE = pytest.mark.parametrize("like", ["ddp", "xla"])
+
+
+@LIKE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_the_whole_is_joined_from_every_part_bit_by_bit(like, dtype, shape):
+    whole = (torch.randn(7, *shape, generator=torch.Generator().manual_seed(0)) * 50).abs().to(dtype)
+
+    def work(strategy):
+        ranks = Ranks(strategy)
+        rows, _ = ranks.share(len(whole))
+        return ranks.gather(whole[rows], len(whole))
+
+    for found in in_threads(3, work, like):
+        assert found.dtype == dtype
+        assert torch.equal(found, whole)
+
+
+@LIKE
+def test_what_every_process_says_is_heard_by_all(like):
+    def work(strategy):
+        ranks = Ranks(strategy)
+        value = torch.full((2,), float(ranks.rank))
+        known = "mine" if ranks.rank == 2 else None
+        flags = ranks.all(True), ranks.all(ranks.rank != 1)
+        return ranks.stack(value).tolist(), ranks.first(ranks.rank), ranks.first_known(known), flags
+
+    assert in_threads(3, work, like) == [([[0, 0], [1, 1], [2, 2]], 0, "mine", (True, False))] * 3
+
+
+@LIKE
+def test_images_of_another_size_or_type_in_one_process_are_brought_to_those_of_the_first(like):
     streams = [torch.rand(6, 3, 8, 8), torch.rand(6, 3, 4, 6)]
 
     def work(strategy):
@@ -170,12 +202,13 @@ def test_images_of_another_size_or_type_in_one_process_are_brought_to_those_of_t
         baselines.end_epoch()
         return baselines.current(ranks, Probe(torch.zeros(1, 3, 8, 8)), torch.device("cpu"))
 
-    one, other = in_threads(2, work)
+    one, other = in_threads(2, work, like)
     assert one[0].shape == (6, 3, 8, 8)
     assert torch.equal(one[0], other[0])
 
 
-def test_what_fails_in_one_process_fails_in_all_with_its_cause():
+@LIKE
+def test_what_fails_in_one_process_fails_in_all_with_its_cause(like):
     def work(strategy):
         ranks = Ranks(strategy)
 
@@ -186,7 +219,7 @@ def test_what_fails_in_one_process_fails_in_all_with_its_cause():
 
         return ranks.together(maybe)
 
-    first, second, third = in_threads(3, work)
+    first, second, third = in_threads(3, work, like)
     assert isinstance(second, KeyError)
     for other in (first, third):
         assert isinstance(other, FailedElsewhere)

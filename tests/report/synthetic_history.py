@@ -45,7 +45,7 @@ def make_history(
         wrong = torch.rand(images, generator=generator) > 0.3 + 0.6 * learnt
         score = 6 * learnt + torch.randn(images, generator=generator)
         prediction = torch.where(wrong, (labels + 1) % len(CLASSES), labels)
-        metrics = _metrics(index, learnt, shortcut, generator)
+        metrics = _metrics(learnt, shortcut, generator)
         if drift is not None:
             previous = taken[-1].noise_floor
             assert previous is not None
@@ -88,7 +88,7 @@ def make_history(
     return History(probe, tuple(taken))
 
 
-def _metrics(index: int, learnt: float, shortcut: bool, generator: torch.Generator) -> dict[str, float]:
+def _metrics(learnt: float, shortcut: bool, generator: torch.Generator) -> dict[str, float]:
     jitter = 0.03 * torch.rand((), generator=generator).item()
     return {
         "completeness_gap": 0.03 + jitter + 0.2 * (1 - learnt),
@@ -100,8 +100,6 @@ def _metrics(index: int, learnt: float, shortcut: bool, generator: torch.Generat
         "consensus": (0.4 + 0.58 * min(1.0, 3 * learnt)) if shortcut else 0.5 + jitter,
         "drift/noise_floor": 0.12 + jitter,
         "degenerate": 0.0,
-        "overhead_seconds": 0.8 + jitter,
-        "overhead_fraction": 0.03 + jitter / (index + 1),
     }
 
 

@@ -172,7 +172,9 @@ def test_pictures_are_capped_with_one_warning(history, drawn, log_all, monkeypat
 def test_no_call_has_more_images_than_a_list_holds(history, drawn, log_all, monkeypatch, tmp_path):
     monkeypatch.setattr("egcam_lightning.sinks.wandb._MOST", 2)
     recorder = Recorder()
-    log_all(WandbSink(recorder, tmp_path, "mine"))
+    with pytest.warns(UserWarning, match=r"2 images at most .* first 2 of the 3 .* write num_images=2 or") as caught:
+        log_all(WandbSink(recorder, tmp_path, "mine"))
+    assert len(caught) == 1
     assert recorder.calls[0] == ("mine/panels", 2)
 
 
