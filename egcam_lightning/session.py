@@ -247,7 +247,7 @@ class Session:
             fast = explainer.is_fast(*inputs)
         if probe.targets is None and known is not None:
             record.probe = probe = probe.with_targets(known)
-        metrics = build_metrics(settings.metrics, masks=settings.masks_key is not None or probe.masks is not None)
+        metrics = build_metrics(settings.metrics, masks=settings.keys.masks is not None or probe.masks is not None)
         if probe.masks is None and any(map(needs_masks, metrics.values())):
             metrics = {key: metric for key, metric in metrics.items() if not needs_masks(metric)}
             self._faults.warn(

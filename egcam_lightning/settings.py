@@ -70,7 +70,7 @@ class Settings:
                     f"{key.removeprefix(f'{self.prefix}/')!r}."
                 )
         ExpectedGradCAM(nn.Identity(), **self.explainer)  # a wrong argument of the explainer is told of now
-        build_metrics(self.metrics, masks=self.masks_key is not None)  # and so is a wrong name
+        build_metrics(self.metrics, masks=self.keys.masks is not None)  # and so is a wrong name
 
 
 def as_tuple(name: str, values: Any, example: str) -> tuple[Any, ...]:
