@@ -23,7 +23,7 @@ from egcam_lightning.state import State
 
 
 @contextmanager
-def isolated(model: nn.Module, *, seed: int = 0) -> Iterator[None]:
+def isolated(model: nn.Module, *, seed: int = 0, weights: bool = False) -> Iterator[None]:
     """Look at ``model`` inside the body, and find everything as it was behind it.
 
     Inside, every module is in eval mode, every global generator is seeded with ``seed`` (dropout that ignores the
@@ -36,7 +36,10 @@ def isolated(model: nn.Module, *, seed: int = 0) -> Iterator[None]:
     Put back, bit for bit: each module's ``training`` flag, buffers and attributes with all that these hold (a model may
     count its calls in a meter, append to a list, update a metric, keep its last activations; see
     :class:`~egcam_lightning.state.State`), which ``.grad`` each parameter has, and the generators of Python, NumPy and
-    torch. What is written into weights is the body's own to undo. May be nested: buffers are copied once for all.
+    torch. May be nested: buffers are copied once for all.
+
+    What is written into weights is put back where ``weights`` is set, which takes a copy of those that are trained:
+    networks that bound the norm of their weights in ``forward`` write into them in each pass.
 
     This is done on the model itself rather than on a copy that shares its weights. Many models cannot be copied or are
     too large to be, a copy shares what must not move all the same (a list in a closure, a module that is called through
@@ -45,6 +48,7 @@ def isolated(model: nn.Module, *, seed: int = 0) -> Iterator[None]:
     Args:
         model: the model, with all of its submodules.
         seed: what the global generators are seeded with inside, from 0 to 2**32 - 1.
+        weights: whether to put back what is written into weights that are trained.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
@@ -55,7 +59,14 @@ def isolated(model: nn.Module, *, seed: int = 0) -> Iterator[None]:
         True
 
     """
-    with _seeded(seed), _outside_inference_mode(), _uncompiled(), _unprofiled(), _uncheckpointed(), _unmoved(model):
+    with (
+        _seeded(seed),
+        _outside_inference_mode(),
+        _uncompiled(),
+        _unprofiled(),
+        _uncheckpointed(),
+        _unmoved(model, weights),
+    ):
         yield
 
 
@@ -141,11 +152,11 @@ _open: list[State] = []  # of the isolations that have begun, outermost first
 
 
 @contextmanager
-def _unmoved(model: nn.Module) -> Iterator[None]:
+def _unmoved(model: nn.Module, weights: bool) -> Iterator[None]:
     """Switch ``model`` to eval; put back its flags, and all that its modules hold."""
     modules = list(model.modules())
     flags = [(module, module.training) for module in modules if hasattr(module, "training")]  # a frozen one has none
-    state = State(modules, _open)
+    state = State(modules, _open, weights=weights)
     _open.append(state)
     try:
         # One by one, because train() and eval() may be overridden to keep a part as it is.

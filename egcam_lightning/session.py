@@ -221,8 +221,12 @@ class Session:
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
-        """Look at the module: inside, what it logs reaches nobody; behind, it is as it was."""
-        with unheard(self._trainer, self._module), isolated(self._module, seed=self._settings.seed):
+        """Look at the module: inside, what it logs reaches nobody; behind, it is as it was.
+
+        The copy of its weights that this takes fits where their gradients are in training.
+        """
+        module, seed = self._module, self._settings.seed
+        with unheard(self._trainer, module), isolated(module, seed=seed, weights=True):
             yield
 
     def _read(self) -> tuple[Probe | None, Tensor | None]:

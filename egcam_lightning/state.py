@@ -6,8 +6,7 @@ import random
 import sys
 from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -47,20 +46,23 @@ class State:
     and what keeps its state out of Python's sight, such as an iterator.
 
     Tensors and arrays are copied, once for all states that are nested in each other: where an earlier state that is
-    still to be put back has a copy, only the pieces that have moved since are copied again. Parameters are *not*
-    copied: given other memory they get theirs back, but what is written into it stays. Containers are copied by
-    reference: a list of a million paths costs 8 MB and some hundredths of a second, one of a million lists a second.
+    still to be put back has a copy, only the pieces that have moved since are copied again. Parameters are copied where
+    ``weights`` says so; else they get their memory back where they were given another one, but what is written into it
+    stays. Containers are copied by reference: a list of a million paths costs 8 MB and a tenth of a second, one of a
+    million lists ten seconds.
 
     Args:
         modules: where to begin.
         earlier: states whose copies can be shared; they must be put back after this one.
+        weights: whether to copy the parameters that are trained.
 
     Raises:
         torch.OutOfMemoryError: where a copy finds no memory. Copies that do not fit on a device are kept on the CPU.
 
     """
 
-    def __init__(self, modules: Iterable[nn.Module], earlier: Sequence[State] = ()) -> None:
+    def __init__(self, modules: Iterable[nn.Module], earlier: Sequence[State] = (), *, weights: bool = False) -> None:
+        self._weights = weights
         self._put_back: list[Callable[[], object]] = []
         self._kept: dict[int, _Kept] = {}
         self._uncopied: list[tuple[int, Tensor, Any]] = []
@@ -76,13 +78,21 @@ class State:
 
     def put_back(self) -> None:
         """Put everything back: each object where it was, with what it held. What did not move is not written."""
-        with ExitStack() as stack:  # each is done, whatever the others raise
-            stack.callback(_put_back_contents, self._kept.values())
-            for put_back in self._put_back:
-                stack.callback(put_back)
+        failed: list[Exception] = []
+        steps: list[Callable[[], object]] = [*self._put_back, partial(_put_back_contents, self._kept.values())]
+        for put_back in steps:
+            try:  # each of them, whatever the others raise
+                put_back()
+            except Exception as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def _keep(self, value: Any) -> Iterable[Any]:
         """Record one thing, and return what it holds."""
+        if type(value) in (dict, OrderedDict):  # most of what there is
+            self._keep_items(value)
+            return _looked_into(value.values())
         if isinstance(value, nn.Module):
             return self._keep_module(value)
         if isinstance(value, Tensor):
@@ -164,11 +174,13 @@ class State:
         held = list(self._keep_table(vars(tensor)))  # libraries hang their notes on a weight
         if tensor.is_leaf:
             self._put_back.append(partial(_put_back_gradient, tensor, tensor.grad, tensor.requires_grad))
-        if isinstance(tensor, nn.Parameter):
-            if _is_readable(tensor) and not self._sharded:
-                self._put_back.append(partial(_put_back_memory, tensor, tensor.detach()))
-        elif _is_readable(tensor):
+        weight = isinstance(tensor, nn.Parameter)
+        if not _is_readable(tensor) or (weight and self._sharded):
+            return held
+        if not weight or (self._weights and tensor.requires_grad):
             self._uncopied.append((id(tensor), tensor, tensor))
+        else:
+            self._put_back.append(partial(_put_back_memory, tensor, tensor.detach()))
         return held
 
     def _keep_array(self, values: np.ndarray[Any, Any]) -> Iterable[Any]:
@@ -317,7 +329,7 @@ def _put_back_gradient(tensor: Tensor, gradient: Tensor | None, required: bool) 
 
 def _put_back_items(now: dict[Any, Any], before: dict[Any, Any]) -> None:
     """Put the items of a dictionary back: the same objects under the same keys in the same order."""
-    if _same(now, before) and _same(now.values(), before.values()):
+    if not (now or before) or (_same(now, before) and _same(now.values(), before.values())):
         return
     kind: Any = OrderedDict if isinstance(now, OrderedDict) else dict  # a class of the user's may refuse to be written
     kind.clear(now)
@@ -374,14 +386,16 @@ def _generator(value: Any) -> Callable[[], object] | None:
     return None
 
 
-def _looked_into(values: Iterable[Any]) -> Iterator[Any]:
+def _looked_into(values: Iterable[Any]) -> Sequence[Any]:
     """Those of the values that can hold something that moves. Quick to say that there are none."""
     kinds = set(map(type, values)) - _ATOMS
+    if not kinds:
+        return ()
     if kinds == {tuple}:  # such as a data set's pairs of a path and a class
         rows: Iterable[Any] = (value for value in values if type(value) is tuple)
         if set(map(type, chain.from_iterable(rows))) <= _ATOMS:
-            return iter(())
-    return (value for value in values if type(value) in kinds) if kinds else iter(())
+            return ()
+    return [value for value in values if type(value) in kinds]
 
 
 def _package(kind: type) -> str:
