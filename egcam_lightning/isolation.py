@@ -10,33 +10,45 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.checkpoint
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from egcam_lightning.state import State
 
 
 @contextmanager
-def isolated(model: nn.Module, *, seed: int = 0) -> Iterator[None]:
+def isolated(model: nn.Module, *, seed: int = 0, weights: bool = False) -> Iterator[None]:
     """Look at ``model`` inside the body, and find everything as it was behind it.
 
     Inside, every module is in eval mode, every global generator is seeded with ``seed`` (dropout that ignores the
     training flag then draws the same mask each time), compiled modules run eagerly (a hook added after compilation
     is never called otherwise), reentrant activation checkpointing is off (it refuses :func:`torch.autograd.grad`),
-    and inference mode is left (tensors made in it can never take part in autograd). The caller's gradient mode stays:
-    who wants gradients under ``no_grad`` says ``torch.enable_grad()``. Autocast and the cuDNN and determinism flags
-    stay as well.
+    inference mode is left (tensors made in it can never take part in autograd), and scripted code runs as it is
+    written. The caller's gradient mode stays: who wants gradients under ``no_grad`` says ``torch.enable_grad()``.
+    Autocast and the cuDNN and determinism flags stay as well.
 
-    Put back, bit for bit: each module's ``training`` flag, buffers and plain attributes (a model may count its calls
-    or keep its last activations), which ``.grad`` each parameter has, and the generators of Python, NumPy and torch.
-    Hooks that the body adds and weights that it writes are its own to undo. May be nested.
+    Put back, bit for bit: each module's ``training`` flag, buffers and attributes with all that these hold (a model may
+    count its calls in a meter, append to a list, update a metric, keep its last activations; see
+    :class:`~egcam_lightning.state.State`), which ``.grad`` each parameter has, and the generators of Python, NumPy and
+    torch. May be nested: buffers are copied once for all.
+
+    What is written into weights is put back where ``weights`` is set, which takes a copy of those that are trained:
+    networks that bound the norm of their weights in ``forward`` write into them in each pass.
+
+    This is done on the model itself rather than on a copy that shares its weights. Many models cannot be copied or are
+    too large to be, a copy shares what must not move all the same (a list in a closure, a module that is called through
+    a reference to the original), and a layer or ``forward_fn`` that the user names belongs to the model that he has.
 
     Args:
         model: the model, with all of its submodules.
         seed: what the global generators are seeded with inside, from 0 to 2**32 - 1.
+        weights: whether to put back what is written into weights that are trained.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
@@ -47,8 +59,24 @@ def isolated(model: nn.Module, *, seed: int = 0) -> Iterator[None]:
         True
 
     """
-    with _seeded(seed), _outside_inference_mode(), _uncompiled(), _uncheckpointed(), _unmoved(model):
+    with (
+        _seeded(seed),
+        _outside_inference_mode(),
+        _uncompiled(),
+        _unprofiled(),
+        _uncheckpointed(),
+        _unmoved(model, weights),
+    ):
         yield
+
+
+def uninitialised(model: nn.Module) -> str | None:
+    """The first of a model's parameters and buffers that has no values yet, as in ``nn.LazyLinear``; or ``None``.
+
+    The model's first forward pass makes them. No other pass can be undone before that one.
+    """
+    named = chain(model.named_parameters(), model.named_buffers())
+    return next((name for name, tensor in named if is_lazy(tensor)), None)
 
 
 @contextmanager
@@ -120,111 +148,36 @@ def _uncheckpointed() -> Iterator[None]:
         torch.utils.checkpoint.CheckpointFunction = original  # type: ignore[misc]
 
 
+_open: list[State] = []  # of the isolations that have begun, outermost first
+
+
 @contextmanager
-def _unmoved(model: nn.Module) -> Iterator[None]:
-    """Switch ``model`` to eval and put back flags, buffers, plain attributes and the identity of every ``.grad``."""
+def _unmoved(model: nn.Module, weights: bool) -> Iterator[None]:
+    """Switch ``model`` to eval; put back its flags, and all that its modules hold."""
     modules = list(model.modules())
-    flags = [module.training for module in modules]
-    # The dictionaries to put back. A scripted module has none for its buffers: it cannot rebind them either.
-    tables = [module.__dict__ for module in modules if not _is_wrapper(module)]
-    tables += [module._buffers for module in modules if isinstance(module._buffers, dict)]
-    items = [dict(table) for table in tables]
-    with torch.no_grad():
-        saved = [_Saved(buffer, buffer.detach(), buffer.clone(), buffer._version) for buffer in _writable(model)]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    flags = [(module, module.training) for module in modules if hasattr(module, "training")]  # a frozen one has none
+    state = State(modules, _open, weights=weights)
+    _open.append(state)
     try:
         # One by one, because train() and eval() may be overridden to keep a part as it is.
-        for module in modules:
+        for module, _ in flags:
             module.training = False
         yield
     finally:
-        for table, before in zip(tables, items, strict=True):
-            _restore_items(table, before)
-        for module, flag in zip(modules, flags, strict=True):
-            if module.training != flag:
-                module.training = flag
-        _restore_contents(saved)
-        for parameter, gradient in gradients:
-            if parameter.grad is not gradient:
-                parameter.grad = gradient
+        _open.remove(state)
+        try:
+            state.put_back()
+        finally:
+            for module, flag in flags:
+                if module.training != flag:
+                    module.training = flag
 
 
-@dataclass(frozen=True, eq=False)
-class _Saved:
-    """What a buffer was.
+@contextmanager
+def _unprofiled() -> Iterator[None]:
+    """Run scripted code as it is written.
 
-    Attributes:
-        buffer: the tensor itself, of any shape.
-        alias: a view of all of it, which keeps its shape and storage when ``buffer`` is resized or given another one.
-        content: a copy of it.
-        version: autograd's count of in-place writes.
-
+    Its first calls are what it is optimised by, for good: were ours among them, training would go on with other code.
     """
-
-    buffer: Tensor
-    alias: Tensor
-    content: Tensor
-    version: int
-
-    @property
-    def in_place(self) -> bool:
-        """Whether the buffer still is where it was."""
-        now, then = self.buffer, self.alias
-        return (now.shape, now.stride(), now.data_ptr()) == (then.shape, then.stride(), then.data_ptr())
-
-
-def _writable(model: nn.Module) -> list[Tensor]:
-    """Every buffer with memory of its own that can be compared and written."""
-    return [
-        buffer
-        for buffer in model.buffers()
-        if buffer.layout is torch.strided
-        and not (buffer.is_meta or buffer.is_quantized or buffer.is_inference())
-        and not hasattr(buffer, "__tensor_flatten__")  # a wrapper subclass has no memory of its own
-    ]
-
-
-def _is_wrapper(module: nn.Module) -> bool:
-    """Whether a module is a sharding wrapper, which prepares itself in its first forward pass and must stay so."""
-    return type(module).__module__.startswith("torch.distributed.")
-
-
-def _restore_items(now: dict[str, Any], before: dict[str, Any]) -> None:
-    """Put the items of a dictionary back: the same objects under the same keys in the same order."""
-    if len(now) == len(before) and all(a == b and now[a] is before[b] for a, b in zip(now, before, strict=True)):
-        return
-    for key in list(now):
-        del now[key]
-    for key, value in before.items():
-        now[key] = value
-
-
-def _restore_contents(saved: list[_Saved]) -> None:
-    """Put back what was written into buffers, and touch no other.
-
-    Version counters miss what is written through ``.data``, so contents are compared too: on the device, with one
-    transfer a device.
-    """
-    moved: list[_Saved] = []
-    unwritten: dict[torch.device, list[_Saved]] = {}
-    for entry in saved:
-        if (entry.buffer.dtype, entry.buffer.device) != (entry.alias.dtype, entry.alias.device):
-            continue  # not a write: a sharding wrapper converts buffers in place, once, in its first forward pass
-        if entry.buffer._version == entry.version and entry.in_place:
-            unwritten.setdefault(entry.buffer.device, []).append(entry)
-        else:
-            moved.append(entry)
-    for entries in unwritten.values():
-        differs = torch.stack([(_bits(entry.buffer) != _bits(entry.content)).any() for entry in entries]).tolist()
-        moved += [entry for entry, different in zip(entries, differs, strict=True) if different]
-    with torch.no_grad():
-        for entry in moved:
-            if not entry.in_place:
-                entry.buffer.data = entry.alias
-            entry.buffer.copy_(entry.content)
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """The values of ``tensor`` as integers: equal exactly where every bit is, NaN and minus zero included."""
-    tensor = torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()
-    return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+        yield

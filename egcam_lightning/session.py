@@ -18,9 +18,9 @@ from egcam_lightning.batches import find_images, get
 from egcam_lightning.chunks import is_out_of_memory
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.faults import Faults
-from egcam_lightning.isolation import isolated
+from egcam_lightning.isolation import isolated, uninitialised
 from egcam_lightning.loaders import validation_data
-from egcam_lightning.logging import log, logger_step
+from egcam_lightning.logging import log, logger_step, unheard
 from egcam_lightning.look import Look, When, build_metrics, needs_masks, reference_of
 from egcam_lightning.output import Output, run_directory
 from egcam_lightning.probe import Probe
@@ -80,7 +80,7 @@ class Session:
                     "A process has no validation batches: ExpectedGradCAMCallback takes the snapshots of epochs at "
                     "their end."
                 )
-            probe, initial = (self._ranks.first_known(found) for found in self._ranks.together(self._read))
+            probe, initial = (self._ranks.first_known(found) for found in self._read_if_it_fits())
             record.baselines.prepare(trainer, self._ranks, initial)
             if probe is not None:
                 self._waiting = probe
@@ -155,7 +155,10 @@ class Session:
             The keys whose values the Trainer has now, for those who monitor them.
 
         """
-        look, record, schedule = self._look, self._record, self._record.schedule
+        record, schedule = self._record, self._record.schedule
+        if kind != "start" and not self.validates and self._waiting is not None:
+            self.offer(None)  # there is no validation to begin in
+        look = self._look
         if look is None:
             return set()
         when = When(*(owed or (self._trainer.current_epoch, logger_step(self._trainer, kind))), kind)
@@ -219,12 +222,32 @@ class Session:
         finally:
             self._record.schedule.overhead_seconds += time.perf_counter() - begin
 
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Look at the module: inside, what it logs reaches nobody; behind, it is as it was.
+
+        The copy of its weights that this takes fits where their gradients are in training.
+        """
+        module, seed = self._module, self._settings.seed
+        with unheard(self._trainer, module), isolated(module, seed=seed, weights=True):
+            yield
+
     def _read(self) -> tuple[Probe | None, Tensor | None]:
         """Read the images to explain and the first baselines, as far as the data can be indexed."""
         trainer, module, settings, faults = self._trainer, self._module, self._settings, self._faults
-        with isolated(module, seed=settings.seed):
+        with self._looking():
             probe = build_probe(trainer, module, settings.probe, settings.num_images, settings.keys, faults)
             return probe, self._record.baselines.collect(trainer, module, settings.keys.input, faults)
+
+    def _read_if_it_fits(self) -> tuple[Probe | None, Tensor | None]:
+        """The same, or nothing where memory does not suffice: the first batches that pass by will do."""
+        try:
+            return self._ranks.together(self._read)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._faults.report("reading images to explain", error)
+            return None, None
 
     def _images(self, batch: Any) -> Tensor:
         images: Tensor = get(batch, find_images(batch, self._settings.keys.input))
@@ -233,13 +256,21 @@ class Session:
     def _begin(self, probe: Probe) -> None:
         """Everything that can be wrong with the user's settings is found out here."""
         settings, module, record = self._settings, self._module, self._record
+        lazy = uninitialised(module)
+        if lazy is not None:
+            self._faults.inform(
+                f"ExpectedGradCAMCallback takes no snapshot before training, since {lazy!r} has no values until the "
+                "first batch; the next ones it takes. Call the module with a batch before fit, or leave "
+                "`num_sanity_val_steps` above 0, to have it."
+            )
+            return
         record.adopt(probe)
         assert record.probe is not None
         probe = record.probe
         explainer = ExpectedGradCAM(module, **{**settings.explainer, "forward_fn": self._forward})
         rows = torch.arange(min(len(probe), 4))
         inputs = probe.inputs(rows, module.device)
-        with isolated(module, seed=settings.seed), torch.no_grad():
+        with self._looking(), torch.no_grad():
             output = explainer.logits(self._try(*inputs))
             known = known_targets(settings.target, probe.labels, len(probe), output, explainer.score)
             explainer.score.check(output, known if known is None or known.ndim == 1 else known[: len(output)])
@@ -308,7 +339,7 @@ class Session:
         record, module = self._record, self._module
         assert record.probe is not None
         with ExitStack() as stack:
-            self._ranks.together(lambda: stack.enter_context(isolated(module, seed=self._settings.seed)))
+            self._ranks.together(lambda: stack.enter_context(self._looking()))
             found = record.baselines.current(look.ranks, record.probe, module.device)
             if found is None:
                 self._faults.warn(

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import random
+import threading
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +13,12 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torchmetrics import MeanMetric
 
 from egcam_lightning.isolation import isolated
+from egcam_lightning.state import State
 
 
 def random_states() -> list[object]:
@@ -335,6 +341,249 @@ def test_nested_isolation_restores_level_by_level() -> None:
         assert model[0].running_mean.tolist() == [5, 5]
     assert random_states() == outside
     assert model[0].running_mean.tolist() == [0, 0]
+
+
+class Copies(TorchDispatchMode):
+    """Counts what is copied, and the largest thing that is made for a moment, in bytes."""
+
+    copied = largest = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        made = isinstance(result, Tensor) and not any(
+            isinstance(arg, Tensor) and arg.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
+            for arg in args
+        )
+        if made and function is torch.ops.aten.clone.default:
+            self.copied += result.nbytes
+        elif made:
+            self.largest = max(self.largest, result.nbytes)
+        return result
+
+
+class Queue(nn.Module):
+    """Writes eight columns in every pass, as momentum contrast does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("queue", torch.zeros(128, 65536))  # 32 MB
+        self.place = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.queue[:, self.place : self.place + 8] = 1 + self.place
+        self.queue.data[0, -1] = 3 + self.place  # unseen by autograd's count of writes
+        self.place += 8
+        return x
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_large_buffer_is_copied_once_however_deep_isolations_are_nested(moves: bool) -> None:
+    model = Queue()
+    with Copies() as copies:
+        with isolated(model):
+            if moves:
+                model(torch.ones(1))
+            with isolated(model):
+                if moves:
+                    model(torch.ones(1))
+                with isolated(model):
+                    model(torch.ones(1))
+                    place = model.place
+                assert model.place == place - 8
+                assert int(model.queue[0].count_nonzero()) == (17 if moves else 0)
+                assert int(model.queue[0, -1]) == (11 if moves else 0)
+            assert int(model.queue[0].count_nonzero()) == (9 if moves else 0)
+        assert int(model.queue[0].count_nonzero()) == 0
+    size = model.queue.nbytes
+    assert size <= copies.copied <= 1.6 * size  # of a nested one only the pieces that moved: 2 of 8, twice
+    assert copies.largest <= size / 4
+
+
+def test_what_does_not_fit_into_memory_a_second_time_leaves_everything_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), Queue()).train()
+    before, clone = random_states(), Tensor.clone
+
+    def full(tensor: Tensor) -> Tensor:
+        if tensor.numel() > 1000:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return clone(tensor)
+
+    monkeypatch.setattr(Tensor, "clone", full)
+    with pytest.raises(torch.OutOfMemoryError), isolated(model):
+        pytest.fail("nothing was isolated")
+    assert all(module.training for module in model.modules())
+    assert random_states() == before
+    monkeypatch.undo()
+    with isolated(model):
+        model(torch.randn(4, 2))
+        # Comparing takes memory too: without any, everything is written.
+        monkeypatch.setattr("egcam_lightning.state._bits", lambda tensor: full(torch.empty(2000)))
+    assert int(model[1].queue.count_nonzero()) == 0
+    assert model[1].place == 0
+
+
+class Slotted:
+    __slots__ = ("count", "late")
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Owner:
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.meters = model, {"a": Slotted()}
+
+
+class Working:
+    """Is changed by threads of its own, as a logger is."""
+
+    def __init__(self) -> None:
+        self.lock, self.items = threading.Lock(), [1]
+
+
+class Rows(torch.utils.data.Dataset[int]):
+    def __init__(self) -> None:
+        self.cache = {0: 0}
+
+
+class Holder(nn.Module):
+    """Holds everything that people hang on a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items: list[Any] = [1, [2]]
+        self.table: Any = defaultdict(list, {"a": [torch.zeros(2)], "b": (torch.ones(2), {"c": 1})})
+        self.ordered = OrderedDict(a=1, b=2)
+        self.recent = deque([1, 2], maxlen=2)
+        self.names = {"x"}
+        self.raw = bytearray(b"ab")
+        self.array = np.zeros(3, dtype=np.float16)
+        self.backwards = np.arange(4)[::-1]
+        self.things = np.array([[1], None], dtype=object)
+        self.owner = Owner(self)
+        self.metric = MeanMetric()
+        self.hidden = [MeanMetric(), nn.BatchNorm1d(2)]
+        self.generators = [torch.Generator(), np.random.default_rng(0), random.Random(0), np.random.RandomState(0)]
+        self.working, self.rows = Working(), Rows()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.items[-1].append(len(self.items))
+        self.items.insert(0, x)
+        self.table["a"][0].data += 1
+        self.table["a"].append(x)
+        self.table["b"][0].add_(1)
+        self.table["b"][1]["c"] += 1
+        self.table["new"].append(1)
+        self.ordered.move_to_end("a")
+        self.recent.append(len(self.recent) + 1)
+        self.names ^= {"x", "y"}
+        self.raw += b"c"
+        self.array += 1
+        self.backwards[1] = np.nan_to_num(9)
+        self.things[0].append(2)
+        self.things[1] = 3
+        self.owner.meters["a"].count += 1
+        self.owner.meters["a"].late = 1
+        self.owner.name = "new"
+        self.metric(x)
+        self.hidden[0].update(x)
+        self.hidden[1](x)
+        torch.rand(2, generator=self.generators[0])
+        [draw.random() for draw in (self.generators[1], self.generators[2], self.generators[3])]
+        self.working.items.append(1)
+        self.rows.cache[1] = 1
+        self.weight.data = self.weight.data * 2
+        self.weight.note = "seen"
+        self.weight.requires_grad_(False)
+        self.register_forward_hook(lambda *_: None)
+        return x
+
+    def held(self) -> list[Any]:
+        meter = self.owner.meters["a"]
+        return [
+            repr([self.items, dict(self.table), list(self.ordered), self.recent, self.names, self.raw, self.things]),
+            (self.array.tolist(), self.backwards.tolist(), self.recent.maxlen),
+            (meter.count, hasattr(meter, "late"), hasattr(self.owner, "name")),
+            [(float(m.mean_value), m._update_count, m._computed) for m in (self.metric, self.hidden[0])],
+            (self.hidden[1].running_mean.tolist(), self.hidden[1].training, self.metric.training),
+            self.generators[0].get_state().tolist(),
+            (repr(self.generators[1].bit_generator.state), self.generators[2].getstate()),
+            repr(self.generators[3].get_state()),
+            (self.weight.tolist(), vars(self.weight), self.weight.requires_grad, len(self._forward_hooks)),
+        ]
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_what_a_module_holds_is_put_back_as_deep_as_it_lies() -> None:
+    model, x = Holder(), torch.tensor([[1.0, 3.0], [2.0, 5.0]])
+    model(x)
+    model.weight.requires_grad_(True)
+    before, inner = model.held(), model.items[-1]
+    for _ in range(2):
+        with isolated(model):
+            model(x)
+            with isolated(model):
+                between = model.held()
+                with isolated(model):
+                    model(x)
+                    assert all(now != then for now, then in zip(model.held(), before, strict=True))
+                assert model.held() == between
+            assert model.held() == between
+        assert model.held() == before
+        assert model.items[-1] is inner  # the same objects, not copies of them
+    # What has a life of its own is none of ours.
+    assert len(model.working.items) == 6
+    assert model.rows.cache == {0: 0, 1: 1}
+
+
+def test_a_list_of_a_million_paths_is_not_looked_into_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Module()
+    model.paths = [f"image {i}" for i in range(1000)]
+    model.samples = [(path, i) for i, path in enumerate(model.paths)]
+    looked_into: list[Any] = []
+    keep = State._keep
+    monkeypatch.setattr(State, "_keep", lambda self, value: (looked_into.append(value), keep(self, value))[1])
+    with isolated(model):
+        model.paths.append("another")
+        model.samples.clear()
+    assert len(looked_into) < 100
+    assert (len(model.paths), len(model.samples)) == (1000, 1000)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_scripted_attributes_are_put_back_and_the_code_is_not_optimised_by_what_we_run() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls, self.sizes = 0, {"last": 0}
+            self.state = torch.zeros(2)
+            self.register_buffer("mean", torch.zeros(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.sizes["last"] += len(x)
+            self.state += 1
+            self.mean = 0.9 * self.mean + x.mean(0)
+            return x.relu() * self.mean
+
+    model = nn.Sequential(torch.jit.script(Counting()), torch.jit.script(nn.Linear(2, 2)))
+    scripted, mean = model[0], model[0].mean
+    with isolated(model):
+        for size in (1, 2, 3):
+            x = torch.ones(size, 2, requires_grad=True)
+            assert torch.autograd.grad(model(x).sum(), x)[0].any()
+        assert scripted.calls == 3
+    assert (scripted.calls, scripted.sizes, scripted.state.tolist(), scripted.mean.tolist()) == (
+        0, {"last": 0}, [0, 0], [0, 0],
+    )  # fmt: skip
+    assert scripted.mean is mean
+    assert all(module.training for module in model.modules())
+    # Nothing has been recorded that code would be optimised by.
+    with pytest.raises(RuntimeError, match="optimized_plan_"):
+        scripted.get_debug_state()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")

@@ -38,6 +38,11 @@ def _with_first_tensor(output: Any, tensor: Tensor) -> Any:
     return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
 
 
+def can_be_hooked(module: nn.Module) -> bool:
+    """Whether Python sees the calls of a module. Those of a scripted one, and of its parts, happen in C++."""
+    return not isinstance(module, torch.jit.RecursiveScriptModule)  # type: ignore[attr-defined]
+
+
 @contextmanager
 def hooked(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
     """Run a forward hook on ``module`` while inside."""

@@ -22,7 +22,7 @@ from egcam_lightning.explain.run import Run, capture, rows_of
 from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_score, in_float
 from egcam_lightning.explain.several import mean_over_layers
 from egcam_lightning.explain.subject import Subject
-from egcam_lightning.isolation import isolated
+from egcam_lightning.isolation import isolated, uninitialised
 from egcam_lightning.snapshot import Explanation
 
 
@@ -198,7 +198,8 @@ class ExpectedGradCAM:
             *others: the model's other inputs, with a row an image.
 
         Raises:
-            ValueError: where there is none, see :func:`~egcam_lightning.explain.find.find_layer`.
+            ValueError: where there is none, see :func:`~egcam_lightning.explain.find.find_layer`; for a model with
+                parameters that have no values yet.
 
         """
         for part in self._parts:
@@ -207,6 +208,11 @@ class ExpectedGradCAM:
             return str(self.layer)
         size = tuple(images.shape[1:])
         if self._found is None or self._size != size:
+            lazy = uninitialised(self.model)
+            if lazy is not None:
+                raise ValueError(
+                    f"The model's parameter {lazy!r} has no values yet. Call the model with a batch first."
+                )
             target = self.target_layer if self._found is None else self._found[0].module
             assert isinstance(target, (str, nn.Module))
             with isolated(self.model, seed=self.seed):

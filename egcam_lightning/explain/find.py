@@ -5,13 +5,23 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from egcam_lightning.explain.cut import Cut, Forward, carrier_like, first_tensor, gradient_at, varies
+from egcam_lightning.explain.cut import (
+    Cut,
+    Forward,
+    can_be_hooked,
+    carrier_like,
+    first_tensor,
+    gradient_at,
+    hooked,
+    varies,
+)
 from egcam_lightning.explain.layout import Layout, infer_layout
 from egcam_lightning.explain.scores import check_rows
 
@@ -94,14 +104,19 @@ def find_layer(
         The layer and its layout.
 
     Raises:
-        ValueError: for a name or module that the model does not have, a layer that is not called exactly once or has
-            no grid; the message lists the layers that would do. For an output without a row for each image.
+        ValueError: for a name or module that the model does not have, a layer that is scripted, is not called exactly
+            once or has no grid; the message lists the layers that would do. For an output without a row for each image.
 
     """
     candidates, head = _observe(model, forward, images)
     if isinstance(target_layer, str) and target_layer == "auto":
         return _last_cut(candidates, forward, images, head)
     name, module = _resolve(model, target_layer, candidates)
+    if not can_be_hooked(module):
+        raise ValueError(
+            f"The layer {name!r} is scripted: what it computes cannot be replaced by other values. Pass another "
+            f"`target_layer`, or leave this one unscripted. {_choices(candidates)}"
+        )
     cut = Cut(module, name, forward)
     activation, _ = cut.capture(images)
     return cut, _layout_of(activation, images, name, reshape_transform)
@@ -167,37 +182,37 @@ def _observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[C
         does not, as that of a layer initialised to zero; ``None`` where the logits vary.
 
     """
-    outputs: dict[nn.Module, list[Any]] = {}
-    passed_on: set[nn.Module] = set()
+    # By identity: what a torchmetrics.Metric is equal to, and its hash, move with what it has seen.
+    outputs: dict[int, list[Any]] = {}
+    passed_on: set[int] = set()
     head: nn.Module | None = None
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         nonlocal head
         tensor = first_tensor(output)
-        outputs.setdefault(module, []).append(tensor)
+        outputs.setdefault(id(module), []).append(tensor)
         given = first_tensor(inputs)
         if _passes_on(module, given, tensor):
-            passed_on.add(module)
+            passed_on.add(id(module))
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and given is not None and varies(given):
             head = None if tensor is not None and varies(tensor) else module
 
-    names = {module: clean_name(name) for name, module in reversed(list(model.named_modules()))}
-    handles = [module.register_forward_hook(hook) for module in names]
-    try:
+    modules = {id(module): (clean_name(name), module) for name, module in model.named_modules()}
+    with ExitStack() as stack:
+        for _, module in modules.values():
+            if can_be_hooked(module):
+                stack.enter_context(hooked(module, hook))
         with torch.no_grad():
             logits = forward(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     check_rows(logits, len(images))
-    pooled = {id(t) for module, ts in outputs.items() if isinstance(module, _POOLING) for t in ts}
+    pooled = {id(t) for key, ts in outputs.items() if isinstance(modules[key][1], _POOLING) for t in ts}
     features: list[Candidate] = []
     class_maps: list[Candidate] = []
     # A module enters `outputs` when it *first* finishes; only those called once are kept, so the order is right.
     classes = logits.shape[1] if logits.ndim > 1 else None
-    for module, tensors in outputs.items():
-        tensor = tensors[0]
-        if len(tensors) != 1 or tensor is None or not names[module] or module in passed_on:
+    for key, tensors in outputs.items():
+        (name, module), tensor = modules[key], tensors[0]
+        if len(tensors) != 1 or tensor is None or not name or key in passed_on:
             continue
         if id(tensor) in pooled or tensor is logits or not tensor.is_floating_point():
             continue
@@ -208,7 +223,7 @@ def _observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[C
             continue
         # A map a class is the model's own output before it is pooled or resized: only where there is nothing else.
         found = class_maps if layout.to_grid(tensor).shape[1] == classes else features
-        found.append(Candidate(names[module], module, tuple(tensor.shape[1:]), layout, id(tensor)))
+        found.append(Candidate(name, module, tuple(tensor.shape[1:]), layout, id(tensor)))
     return features or class_maps, head
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from egcam_lightning import ExpectedGradCAMCallback
@@ -118,19 +120,38 @@ def fit(
     return trainer, net
 
 
-def fingerprint(value: Any) -> str:
-    """A hash of every bit of ``value``: tensors, arrays, and containers of them."""
-    if isinstance(value, Tensor):
+def fingerprint(value: Any, inside: tuple[int, ...] = ()) -> str:
+    """A hash of every bit of ``value``: tensors, arrays, generators, modules, containers and objects of these.
+
+    Of what has a life of its own (the Trainer, functions, graphs) only the type.
+    """
+    if id(value) in inside:
+        return "itself"
+    inside = (*inside, id(value))
+    if isinstance(value, Tensor) and is_lazy(value):
+        content = "uninitialised"
+    elif isinstance(value, Tensor):
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         content = f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(raw).hexdigest()}"
     elif isinstance(value, np.ndarray):
         content = f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    elif isinstance(value, torch.Generator):
+        content = fingerprint(value.get_state())
+    elif isinstance(value, np.random.Generator):
+        content = repr(value.bit_generator.state)
     elif isinstance(value, dict):
-        content = repr([(repr(key), fingerprint(item)) for key, item in value.items()])
-    elif isinstance(value, (list, tuple)):
-        content = repr([fingerprint(item) for item in value])
-    else:
+        content = repr([(repr(key), fingerprint(item, inside)) for key, item in value.items()])
+    elif isinstance(value, (list, tuple, deque)):
+        content = repr([fingerprint(item, inside) for item in value])
+    elif isinstance(value, nn.Module) and not isinstance(value, LightningModule):
+        content = fingerprint({name: vars(part) for name, part in value.named_modules()}, inside)
+    elif isinstance(value, (set, int, float, complex, str, bytes, torch.dtype, type(None))):
         content = repr(value)
+    elif type(value).__module__.partition(".")[0] in ("contract", "test_changes_nothing"):
+        fields = {name: getattr(value, name) for name in getattr(value, "__slots__", ()) if hasattr(value, name)}
+        content = fingerprint([fields, getattr(value, "__dict__", None)], inside)
+    else:
+        content = str(type(value))
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -161,7 +182,7 @@ def random_states() -> dict[str, str]:
 
 
 def module_state(module: nn.Module) -> dict[str, str]:
-    """Fingerprints of weights, gradients, ``requires_grad``, buffers, ``training`` flags and hooks, by name."""
+    """Fingerprints of weights, gradients, ``requires_grad``, buffers, flags, attributes and hooks, by name."""
     state: dict[str, Any] = {}
     for name, parameter in module.named_parameters():
         state[f"weight: {name}"] = fingerprint(parameter)
@@ -171,9 +192,16 @@ def module_state(module: nn.Module) -> dict[str, str]:
         state[f"hooks: {name}"] = str([len(found or ()) for found in hooks])
     for name, buffer in module.named_buffers():
         state[f"buffer: {name}"] = fingerprint(buffer)
+    usual = vars(LightningModule()).keys()
     for name, part in module.named_modules():
         state[f"training: {name}"] = str(part.training)
-        hooks = {key: value for key, value in vars(part).items() if key.endswith("_hooks") and value is not None}
+        for key, value in vars(part).items():
+            if key not in usual and not key.startswith("_torchdynamo"):
+                state[f"attribute: {name}.{key}"] = fingerprint(value)
+        if isinstance(part, torch.jit.RecursiveScriptModule):
+            for key in part._concrete_type.get_attributes():
+                state[f"attribute: {name}.{key}"] = fingerprint(part._c.getattr(key))
+        hooks = {key: value for key, value in vars(part).items() if key.endswith("_hooks") and hasattr(value, "values")}
         state[f"hooks: {name}"] = str({key: [_name(hook) for hook in value.values()] for key, value in hooks.items()})
     return state
 
@@ -190,6 +218,9 @@ def training_state(trainer: Trainer, module: LightningModule) -> dict[str, str]:
     for index, config in enumerate(trainer.lr_scheduler_configs):
         state[f"scheduler {index}"] = fingerprint(config.scheduler.state_dict())
     state["precision"] = fingerprint(trainer.precision_plugin.state_dict())
+    for kind in ("callback_metrics", "logged_metrics", "progress_bar_metrics"):
+        values = {key: value for key, value in getattr(trainer, kind).items() if not key.startswith("egcam")}
+        state[kind] = fingerprint(values)
     state["steps"] = str((trainer.current_epoch, trainer.global_step))
     return state
 

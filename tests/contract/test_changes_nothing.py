@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 import zipfile
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +27,14 @@ from contract.helpers import (
 )
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset, Sampler, Subset, SubsetRandomSampler
+from torchmetrics import CatMetric, MeanMetric
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,157 @@ class KeepsState(Net):
         self.last = self.features(x)
         self.mean = 0.9 * self.mean + 0.1 * self.last.detach().mean((0, 2, 3)) + 1e-3 * self.calls
         return self.head(self.last + self.mean.view(1, -1, 1, 1))
+
+
+class Meter:
+    """Counts and averages, in attributes that are slots."""
+
+    __slots__ = ("count", "last", "total")
+
+    def __init__(self) -> None:
+        self.count, self.total = 0, torch.zeros(())
+
+    def update(self, value):
+        self.count += 1
+        self.total += value
+        self.last = value
+
+    @property
+    def mean(self):
+        return self.total / max(1, self.count)
+
+
+class Tracker:
+    """An object of the user's own that holds others."""
+
+    def __init__(self) -> None:
+        self.meters = {"shift": Meter()}
+        self.owner: Any = None
+        self.generator = torch.Generator().manual_seed(3)
+
+
+class Hoards(Net):
+    """Keeps lists, tensors, arrays, metrics, meters and generators, and moves and uses them in every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+        self.recent = deque([0.0], maxlen=3)
+        self.sizes: set[int] = set()
+        self.running = {"shift": torch.zeros(8), "spread": [torch.zeros(())]}
+        self.counts = np.zeros(3)
+        self.notes = np.array([None, "text"], dtype=object)
+        self.rng = np.random.default_rng(1)
+        self.tracker = Tracker()
+        self.tracker.owner = self
+        self.mean_metric = MeanMetric()
+        self.cat_metric = CatMetric()
+        self.hidden = {"metric": MeanMetric()}
+        self.teachers = [nn.BatchNorm2d(8)]  # in a list, so that it is no part of the module, and stays in training
+
+    def forward(self, x):
+        features = self.features(x)
+        with torch.no_grad():
+            shift = features.mean((0, 2, 3))
+            self.teachers[0](features)
+            self.running["shift"].mul_(0.9).add_(shift, alpha=0.1)
+            self.running["spread"][0].data += 0.01
+            self.seen.append(float(shift[0]))
+            self.recent.append(float(shift[1]))
+            self.sizes.add(len(self.seen))
+            self.counts[len(self.seen) % 3] += 1
+            self.notes[0] = len(self.seen)
+            self.mean_metric(shift)
+            self.cat_metric.update(shift[:2])
+            self.hidden["metric"].update(shift)
+            self.tracker.meters["shift"].update(shift[2])
+            noise = torch.rand(8, generator=self.tracker.generator) + float(self.rng.random())
+            moved = self.running["shift"] + self.running["spread"][0] + self.tracker.meters["shift"].mean
+            moved = moved + self.mean_metric.compute() + self.hidden["metric"].compute() + self.recent[0]
+            moved = moved + self.cat_metric.compute()[0] + float(self.counts[0]) + len(self.seen) + len(self.sizes)
+            moved = moved + self.teachers[0].running_mean
+        return self.head(features + 0.01 * (moved + noise).view(1, -1, 1, 1))
+
+
+class WritesItsWeights(Net):
+    """Bounds the norm of its weights in every pass, as networks for EEG do, in each of the ways there are."""
+
+    def forward(self, x):
+        first, second, head = self.features[0].weight, self.features[4].weight, self.head[4].weight
+        bound = 0.3 + 0.05 * float(x.abs().mean())
+        first.data = torch.renorm(first.data, 2, 0, bound)
+        second.data.renorm_(2, 0, bound)
+        with torch.no_grad():
+            head.renorm_(2, 0, bound)
+        return super().forward(x)
+
+
+class LogsInForward(Net):
+    """Logs what it computes, in each of the ways there are."""
+
+    def forward(self, x):
+        features = self.features(x)
+        norm = features.detach().norm()
+        if self._trainer is not None and not self.trainer.sanity_checking:
+            self.log("norm", norm, on_step=False, on_epoch=True, prog_bar=True)
+            self.log_dict({"norm_twice": 2 * norm})
+        return self.head(features)
+
+
+class Lazy(Net):
+    """Finds its sizes, and draws its weights, in the first pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features[4] = nn.LazyConv2d(8, 3, padding=1)
+        self.features.append(nn.LazyBatchNorm2d())
+        self.head[4] = nn.LazyLinear(4)
+
+
+class Augmentation(nn.Module):
+    """Noise in training, and counters that move in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.sums = 0, {"mean": 0.0}
+        self.state = torch.zeros(3)
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.sums["mean"] += float(x.mean())
+        self.state += 1
+        self.mean = 0.9 * self.mean + 0.1 * x.mean((0, 2, 3))
+        x = x + 0.01 * (self.mean + self.state).view(1, -1, 1, 1) + 0.01 * self.calls + self.sums["mean"]
+        return x + 0.1 * torch.randn_like(x) if self.training else x
+
+
+class Scripted(Net):
+    """An augmentation and a head that are scripted, around features that are not."""
+
+    def __init__(self) -> None:
+        super().__init__(inplace=False)
+        self.augmentation = torch.jit.script(Augmentation())
+        self.head = torch.jit.script(self.head)
+
+    def forward(self, x):
+        return super().forward(self.augmentation(x))
+
+
+class Queue(Net):
+    """Enqueues its keys in every pass, as momentum contrast does, into a buffer of several pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("queue", F.normalize(torch.randn(8, 2**18, generator=torch.Generator().manual_seed(0))))
+        self.register_buffer("place", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, x):
+        features = self.features(x)
+        keys, place = features.detach().mean((2, 3)), int(self.place)
+        self.queue[:, place : place + len(x)] = keys.T
+        self.place[0] = (place + len(x)) % 2**17
+        return self.head(features + self.queue[:, :64].mean(1).view(1, -1, 1, 1))
 
 
 class DrawsItsValidationData(Net):
@@ -334,6 +488,23 @@ CASES = {
     "quantisation-aware observers": Case(Observed),
     "functional dropout": Case(AlwaysDrops),
     "attributes and replaced buffers": Case(KeepsState),
+    "lists, arrays, metrics, meters and generators in forward": Case(Hoards),
+    "weights that forward writes": Case(WritesItsWeights),
+    "self.log in forward": Case(
+        LogsInForward,
+        callback={"every_n_train_steps": 1},
+        when=((0, "start"), *((n, kind) for n in (0, 1) for kind in ("step", "step", "step", "epoch"))),
+    ),
+    "lazy modules": Case(Lazy, trainer={"num_sanity_val_steps": 0}, when=((0, "epoch"), (1, "epoch"))),
+    "lazy modules, no validation": Case(
+        Lazy,
+        val=tuple,
+        callback={"every_n_train_steps": 3},
+        when=((0, "step"), (0, "epoch"), (1, "step"), (1, "epoch")),
+    ),
+    "lazy modules, initialised by the sanity check": Case(Lazy),
+    "scripted augmentation and head": Case(Scripted),
+    "a large buffer that moves": Case(Queue),
     "manual optimization, two optimizers": Case(TwoOptimizers),
     "WeightAveraging listed before": Case(lambda: Net(dropout=0.2), before=ema),
     "WeightAveraging listed after": Case(lambda: Net(dropout=0.2), after=ema),
@@ -428,6 +599,44 @@ def compare(case: Case, tmp_path: Any) -> None:
     assert {"completeness_gap", "infidelity"} <= set(callback.history[-1].metrics)
     if case.warns is not None:
         assert sum(case.warns in str(warning.message) for warning in caught) == 1
+
+
+class ToLoggersInForward(Net):
+    """Speaks to its logger itself."""
+
+    def forward(self, x):
+        if self._trainer is not None:
+            self.logger.log_metrics({"brightness": float(x.mean())}, step=self.global_step)
+        return super().forward(x)
+
+
+def test_what_forward_says_to_loggers_is_what_training_and_validation_say(tmp_path):
+    class Listener(CSVLogger):
+        def __init__(self):
+            super().__init__(tmp_path)
+            self.heard = []
+
+        def log_metrics(self, metrics, step=None):
+            self.heard += [(value, step) for key, value in metrics.items() if key == "brightness"]
+
+    loggers = [Listener(), Listener()]
+    fit(tmp_path, net=ToLoggersInForward(), logger=loggers[0])
+    callback = make_callback(metrics="default", every_n_train_steps=1)
+    trainer, net = fit(tmp_path, callback, net=ToLoggersInForward(), logger=loggers[1])
+    assert len(callback.history) == 9
+    assert loggers[0].heard == loggers[1].heard
+    assert trainer.loggers == [loggers[1]]
+    assert "log" not in vars(net)
+
+
+def test_a_lazy_module_is_told_of_once(tmp_path, caplog):
+    callback = make_callback()
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        fit(tmp_path, callback, net=Lazy(), num_sanity_val_steps=0)
+    told = [record.message for record in caplog.records if "takes no snapshot before training" in record.message]
+    assert len(told) == 1
+    assert "'features.4.weight' has no values" in told[0]
+    assert [(s.epoch, s.when) for s in callback.history] == [(0, "epoch"), (1, "epoch")]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from torchmetrics import Metric
 
@@ -17,7 +17,7 @@ import egcam_lightning.output
 import egcam_lightning.render
 import egcam_lightning.report
 import egcam_lightning.session
-from egcam_lightning import ExpectedGradCAM, History
+from egcam_lightning import ExpectedGradCAM, History, state
 from egcam_lightning.look import Look
 from egcam_lightning.probe import Probe
 from egcam_lightning.sinks import register_sink
@@ -126,6 +126,31 @@ def test_strict_raises_it_instead(tmp_path, monkeypatch, what):
     with pytest.raises(type(error)) as caught:
         watched(tmp_path, strict=True)
     assert caught.value is error
+
+
+@pytest.mark.parametrize(("epoch", "task"), [(None, "reading images to explain"), (1, "the snapshot")])
+def test_a_buffer_that_does_not_fit_into_memory_twice_costs_snapshots_alone(
+    tmp_path, monkeypatch, expected, epoch, task
+):
+    class Clock(Callback):
+        now = None
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            self.now = trainer.current_epoch
+
+    def copy_of(piece):
+        if clock.now == epoch:
+            raise OOM
+        return original(piece)
+
+    clock, original = Clock(), state._copy_of
+    monkeypatch.setattr(state, "_copy_of", copy_of)
+    callback, weights, messages = watched(tmp_path, callbacks=([clock], []))
+    assert weights == expected
+    told = complaints(messages)
+    assert len(told) == 1
+    assert re.search(f"{task} failed, and training goes on. OutOfMemoryError", told[0])
+    assert len(callback.history) == 3
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the service is down"), ConnectionResetError("peer hung up")], ids=repr)

@@ -224,3 +224,25 @@ def test_behind_the_last_block_of_a_transformer_only_the_class_token_counts() ->
     explanation = ExpectedGradCAM(seeded(ViT), "blocks.2", num_samples=64)(images(4), images(8, seed=1), 2)
     assert (explanation.attribution == 0).all()
     torch.testing.assert_close(explanation.off_grid, explanation.score - explanation.baseline_score, rtol=0.05, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_a_scripted_layer_is_refused_by_name_and_left_out_of_the_search() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    x = torch.rand(3, 3, 8, 8)
+    model(x)
+    model[2] = torch.jit.script(model[2])
+    explainer = ExpectedGradCAM(model, num_samples=2)
+    assert explainer(x, torch.rand(2, 3, 8, 8), 1).layer == "1"
+    with pytest.raises(ValueError, match=r"layer '2' is scripted.*another `target_layer`.*1 \(4, 6, 6\)"):
+        ExpectedGradCAM(model, "2")(x, torch.rand(2, 3, 8, 8), 1)
+    assert not any(vars(module).get("_forward_hooks") for module in (model, *model[:2]))
+
+
+def test_a_model_without_values_is_refused_and_left_without() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(ValueError, match=r"parameter '0.weight' has no values yet. Call the model with a batch first"):
+        ExpectedGradCAM(model)(torch.rand(3, 3, 8, 8), torch.rand(2, 3, 8, 8), 1)
+    assert model[0].has_uninitialized_params()
+    assert model[1].has_uninitialized_params()
+    assert model(torch.rand(3, 3, 8, 8)).shape == (3, 2)
