@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egcam_lightning.explain.cut import Cut, Forward, attempt, carrier_like, first_tensor, varies
+from egcam_lightning.explain.cut import Cut, Forward, carrier_like, first_tensor, varies
 from egcam_lightning.explain.gradient import gradient_at
 from egcam_lightning.explain.layout import Layout, infer_layout
 from egcam_lightning.explain.scores import check_rows
@@ -332,11 +332,7 @@ def _serves(cut: Cut, layout: Layout, images: Tensor, carrier: Tensor) -> bool:
     activation, output = cut.capture(images)
     if not cut.holds(activation, output, carrier):
         return False
-
-    def gradient_there() -> Tensor | None:
-        with torch.enable_grad():
-            leaf, output = cut.from_points(activation, carrier)
-            return gradient_at(leaf, output.float().square())
-
-    gradient = attempt(gradient_there)
+    with torch.enable_grad():
+        leaf, output = cut.from_points(activation, carrier)
+        gradient = gradient_at(leaf, output.float().square())
     return gradient is not None and bool(layout.to_grid(gradient).any())

@@ -24,8 +24,9 @@ def gradient_at(leaf: Tensor, score: Tensor) -> Tensor | None:
 
     Example:
         >>> leaf = torch.ones(3, requires_grad=True)
-        >>> gradient_at(leaf, (leaf.half() * 1e-4 * 1e-4).float())
-        tensor([9.9987e-09, 9.9987e-09, 9.9987e-09])
+        >>> small = (leaf.half() * 1e-4 * 1e-4).float()  # 1e-8 is below the smallest number of float16
+        >>> bool((gradient_at(leaf, small) > 0).all()), bool((torch.autograd.grad(small.sum(), leaf)[0] > 0).any())
+        (True, False)
 
     """
     if not score.requires_grad:

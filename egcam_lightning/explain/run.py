@@ -183,20 +183,15 @@ class Run:
             return None
         gradients: list[Tensor] = []
 
-        def gradient_of(chunk: slice) -> Tensor | None:
+        def one(chunk: slice) -> None:
             rows = torch.arange(chunk.start, chunk.stop, device=self.inputs.device)
             with torch.enable_grad():
                 leaf, output = self.cut.from_points(self.activation[chunk], self.carrier, *rows_of(self.others, chunk))
-                return gradient_at(leaf, self.score(output, rows)) if is_linear(output, leaf) else None
-
-        def one(chunk: slice) -> None:
-            gradient = gradient_of(chunk)
-            if gradient is None:  # the model takes another way with these: it is not linear as a whole
+                gradient = gradient_at(leaf, self.score(output, rows)) if is_linear(output, leaf) else None
+            if gradient is None:  # at the first chunk as a rule; at a later one the model takes another way with it
                 raise _NotLinear
             gradients.append(gradient)
 
-        if attempt(lambda: gradient_of(slice(0, 1))) is None:  # to see whether it is worth the rest
-            return None
         try:
             self.point_chunks.run(len(self.inputs), points_at_once(self.activation), one)
         except _NotLinear:

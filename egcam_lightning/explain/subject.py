@@ -77,7 +77,8 @@ class Subject:
             if not isinstance(expected, Tensor) or expected.dtype != torch.float32 or not varies(expected):
                 return
             self._channels_last = True
-            output: Any = attempt(lambda: self(images, *others))
+            with isolated(self.model):  # what a pass has moved that ends half way is put back
+                output: Any = attempt(lambda: self(images, *others))
         same = isinstance(output, Tensor) and output.shape == expected.shape
         self._channels_last = same and bool((output - expected).abs().max() <= _TOLERANCE * expected.std(0).max())
 

@@ -78,7 +78,7 @@ def test_a_linear_head_takes_one_gradient_an_image_and_gives_the_same_maps(
     short, few = run(head, perturbation=perturbation)
     monkeypatch.setattr(egcam_lightning.explain.run, "is_linear", lambda *_: False)
     long, many = run(head, perturbation=perturbation)
-    assert few <= 4 < 36 <= many  # one to see, and one an image; 12 draws of 3 images
+    assert few <= 4 < 36 <= many  # one an image; 12 draws of 3 images
     for name in ("attribution", "draws", "standard_error", "score", "baseline_score", "off_grid"):
         torch.testing.assert_close(getattr(short, name), getattr(long, name), rtol=1e-4, atol=1e-6)
     assert torch.equal(short.baseline_index, long.baseline_index)

@@ -123,7 +123,7 @@ def test_gradients_do_not_vanish_in_half_precision(size: tuple[int, ...], autoca
             half = gap(seeded(build))
     else:
         half = gap(seeded(build).half())
-    assert half < gap(seeded(build)) + 5e-3  # float16 itself rounds a score to one in a thousand
+    assert half < gap(seeded(build)) + 1e-3  # to which float16 rounds the scores themselves
 
 
 def test_scores_are_not_scaled_where_nothing_is_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_networks import VGG, ResNet, images, relative_error, seeded
+from toy_networks import VGG, images, relative_error, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM, Perturbation
 from egcam_lightning.explain.cut import smaller
-from egcam_lightning.explain.find import find_layer
 
 SIZE = (48, 64)
 pytestmark = pytest.mark.usefixtures("no_warnings")
@@ -58,33 +57,7 @@ def test_a_smaller_carrier_is_tried_on_a_cpu_alone() -> None:
     assert smaller(torch.rand(1, 3, *SIZE, device="meta")) == []
 
 
-class Backwardless(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        raise OwnError("no gradient goes this way")
-
-
-def test_a_layer_behind_which_no_gradient_goes_is_passed_over() -> None:
-    model = seeded(ResNet)
-    forward, calls = model.layer2.forward, []
-
-    def refuse(x: Tensor) -> Tensor:
-        calls.append(x)
-        return forward(Backwardless.apply(x))
-
-    model.layer2[1].forward = lambda x, f=model.layer2[1].forward: f(Backwardless.apply(x))
-    layers = [find_layer(model, model, images(4), "auto")[0].name]
-    assert layers == ["layer2"]
-    model.avgpool.forward = lambda x, f=model.avgpool.forward: f(Backwardless.apply(x))
-    with pytest.warns(UserWarning, match="No layer was found"):
-        find_layer(model, model, images(4), "auto")
-
-
-def test_one_point_that_the_model_refuses_costs_only_the_shortcut() -> None:
+def test_no_point_goes_alone_through_a_model_that_refuses_one() -> None:
     class Squeezing(nn.Module):
         """Loses the images' dimension where there is one image."""
 
