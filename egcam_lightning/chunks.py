@@ -13,6 +13,17 @@ _POINT_ELEMENTS = 6 * 2**20
 _IMAGE_ELEMENTS_CPU = 5 * 2**18
 _IMAGE_ELEMENTS = 2**22
 
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",  # a CPU, on POSIX systems
+    "not enough memory",  # a CPU, on Windows
+    "_alloc_failed",  # cuBLAS, cuDNN, cuFFT, cuSOLVER, cuSPARSE, hipBLAS
+    "allocation_failed",  # cuDNN 9
+    "unable to find a valid cudnn algorithm",
+    "unable to find an engine to execute this computation",  # the same of newer versions
+    "resource_exhausted",  # XLA
+)
+
 
 def images_at_once(images: Tensor) -> int:
     """How many images of this shape, ``(n, C, H, W)``, go through the whole model at once."""
@@ -58,8 +69,12 @@ class Chunks:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
+    """Whether an error says that memory ran out, on any device.
+
+    Not every library says so in the type of the error: cuBLAS, cuDNN and their like have status codes of their own,
+    and cuDNN finds no algorithm where none has room for what it needs besides.
+    """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     message = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)
+    return isinstance(error, RuntimeError) and any(phrase in message for phrase in _OUT_OF_MEMORY)

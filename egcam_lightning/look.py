@@ -281,10 +281,16 @@ class Look:
         def score(probability: bool) -> Callable[[Tensor, Tensor], Tensor]:
             return lambda points, rows: score_of(_in_type(points, probe.dtype), rows, probability)
 
+        index = rows.to(self.device)
+
         def explain(points: Tensor, rows: Tensor) -> Tensor:
-            given = rows_of(others, rows)
-            points = _in_type(points, probe.dtype)
-            return self.explainer(points, baselines, targets[rows], additional_forward_args=given).attribution
+            return self.explainer(
+                _in_type(points, probe.dtype),
+                baselines,
+                targets[rows],
+                additional_forward_args=rows_of(others, rows),
+                image_index=index[rows].tolist(),  # the same draws as the image's own, in whichever process
+            ).attribution
 
         for key, metric in self.metrics.items():
             takes_images = "images" in metric._filter_kwargs(**share)
@@ -295,6 +301,8 @@ class Look:
             bound = [name for name in functions if getattr(metric, name, 0) is None]  # unless the user gave one
             if bound:
                 arguments["target"] = torch.arange(own, device=self.device)
+            if "explain_fn" in bound and isinstance(metric, m.MaxSensitivity):
+                arguments["images"] = images[:own]  # not in floats: it has to move them by what their type can hold
             for name in bound:
                 setattr(metric, name, functions[name])
             try:
@@ -324,7 +332,10 @@ class Look:
 
 def _in_type(images: Tensor, dtype: torch.dtype) -> Tensor:
     """Images as the model takes them: whole numbers where it takes those."""
-    return (images if dtype.is_floating_point else images.round()).to(dtype)
+    if dtype.is_floating_point or dtype == images.dtype:
+        return images.to(dtype)
+    limits = torch.iinfo(dtype)
+    return images.round().clamp(limits.min, limits.max).to(dtype)
 
 
 def reference_of(snapshots: Sequence[Snapshot], generation: int) -> Snapshot | None:

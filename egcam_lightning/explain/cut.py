@@ -6,16 +6,32 @@ activation becomes a leaf. Everything that is hooked here is unhooked by a conte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from copy import copy
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from egcam_lightning.chunks import is_out_of_memory
+from egcam_lightning.explain.precision import resolution
 
 Forward = Callable[..., Any]
+Result = TypeVar("Result")
+
+
+def attempt(trial: Callable[[], Result]) -> Result | None:
+    """What a trial gives; ``None`` where the model refuses it, in whatever way: models raise errors of their own.
+
+    Memory that runs out says nothing about the model, and is raised.
+    """
+    try:
+        return trial()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -32,7 +48,11 @@ def _with_first_tensor(output: Any, tensor: Tensor) -> Any:
         return tensor
     if isinstance(output, Mapping):
         key = next(k for k, value in output.items() if isinstance(value, Tensor))
-        return type(output)({**output, key: tensor})  # type: ignore[call-arg]
+        if not isinstance(output, MutableMapping):
+            return {**output, key: tensor}
+        replaced = copy(output)  # not built anew: a defaultdict, and others of their own, take more than their items
+        replaced[key] = tensor
+        return replaced
     position = next(i for i, value in enumerate(output) if isinstance(value, Tensor))
     values = [*output[:position], tensor, *output[position + 1 :]]
     return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
@@ -63,12 +83,15 @@ class Cut:
         name: its name, for messages.
         forward: from images, and whatever else the model takes, to scores' raw material, the logits; it must call
             ``module`` exactly once.
+        axis: the dimension of the layer's output that has a row an image. Where it is not the first, as in a sequence
+            ``(tokens, images, channels)``, it is put first in all that is captured and given back.
 
     """
 
-    def __init__(self, module: nn.Module, name: str, forward: Forward) -> None:
+    def __init__(self, module: nn.Module, name: str, forward: Forward, axis: int = 0) -> None:
         self.module = module
         self.name = name
+        self.axis = axis
         self._forward = forward
         # Some models compute their backbone under their own `torch.no_grad`, and leave it switched off behind the
         # layer unless it was on around the whole model. Found out at the first run.
@@ -78,8 +101,8 @@ class Cut:
         """Run the model without gradients, on ``(n, C, H, W)`` images and ``others``, the rest of its inputs.
 
         Returns:
-            The activation at the layer in its own layout and precision, cloned since an in-place operation behind the
-            layer would change it, and the model's output.
+            The activation at the layer, images first, else in its own layout and precision, cloned since an in-place
+            operation behind the layer would change it; and the model's output.
 
         Raises:
             ValueError: where one forward pass does not call the layer exactly once.
@@ -91,7 +114,7 @@ class Cut:
             tensor = first_tensor(output)
             if tensor is None:
                 raise ValueError(f"The layer {self.name!r} returns no tensor, but {type(output).__name__}.")
-            seen.append(tensor.detach().clone())
+            seen.append(self._rows_first(tensor).detach().clone())
 
         with torch.no_grad(), hooked(self.module, hook):
             output = self._forward(images, *others)
@@ -105,7 +128,7 @@ class Cut:
         everything before the layer has cost one image.
 
         Args:
-            points: ``(n, ...)`` activations in the layer's own layout.
+            points: ``(n, ...)`` activations, as :meth:`capture` gives them.
             carrier: ``(1, C, H, W)``, any image.
             *others: the rest of the model's inputs, with a row a point.
 
@@ -115,13 +138,7 @@ class Cut:
         """
         leaf = points.detach().float()
 
-        def replace(output: Any) -> Any:
-            # A clone, because an in-place operation on a leaf is an error. `.to` clones only when the type changes.
-            tensor = first_tensor(output)
-            assert tensor is not None
-            return _with_first_tensor(output, leaf.clone() if tensor.dtype == leaf.dtype else leaf.to(tensor.dtype))
-
-        return self._record((carrier, *others), lambda output: (leaf.requires_grad_(), replace(output)))
+        return self._record((carrier, *others), lambda output: (leaf.requires_grad_(), self._in_place_of(output, leaf)))
 
     def from_images(self, images: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         """Run the whole model on images and the rest of its inputs, recording from the layer on.
@@ -134,10 +151,8 @@ class Cut:
         def cut(output: Any) -> tuple[Tensor, Any]:
             tensor = first_tensor(output)
             assert tensor is not None
-            leaf = tensor.detach().float().clone().requires_grad_()
-            return leaf, _with_first_tensor(
-                output, leaf.clone() if tensor.dtype == leaf.dtype else leaf.to(tensor.dtype)
-            )
+            leaf = self._rows_first(tensor).detach().float().clone().requires_grad_()
+            return leaf, self._in_place_of(output, leaf)
 
         return self._record((images, *others), cut)
 
@@ -146,8 +161,8 @@ class Cut:
         activation: Tensor,
         output: Tensor,
         carrier: Tensor,
-        tolerance: float = 1e-4,
         replay: Callable[[], Tensor] | None = None,
+        tolerance: float = 1e-4,
     ) -> bool:
         """Whether the layer is a cut: whether the model's output follows from the activation alone.
 
@@ -155,8 +170,8 @@ class Cut:
             activation: ``(n, ...)``, captured at the layer.
             output: the model's own output for the same images.
             carrier: ``(1, C, H, W)``, an image that is none of them.
-            tolerance: largest difference, in standard deviations of the output over the images.
             replay: runs the model from ``activation`` in its own way, such as in chunks; ``None``: all at once.
+            tolerance: largest difference, in standard deviations of the output over the images.
 
         Returns:
             ``False`` too where the test says nothing, because the output hardly varies over the images, and where the
@@ -170,20 +185,30 @@ class Cut:
         magnitude = reference.abs().max()
         if scale <= 1e-6 * magnitude or scale == 0:
             return False
-        # Half precision cannot agree to more digits than it has, whatever the logits are converted to at the end; but a
-        # bypass moves the output by about one deviation, and must show even there.
-        eps = max(torch.finfo(t.dtype).eps for t in (activation, output) if t.is_floating_point())
+        # Nothing agrees to more digits than it was computed with, whatever the logits are converted to at the end; but
+        # a bypass moves the output by about one deviation, and must show even there.
+        eps = resolution(activation, output)
         tolerance = max(tolerance, min(4 * eps * float(magnitude / scale), 0.25))
-        try:
-            with torch.no_grad():
-                replayed = self.from_points(activation, carrier)[1] if replay is None else replay()
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, ArithmeticError) as error:
-            if is_out_of_memory(error):
-                raise
-            return False  # the model remembers its batch size, or checks shapes: no cut for our purpose
+        with torch.no_grad():
+            # A model that remembers its batch size, or checks shapes, refuses: no cut for our purpose.
+            replayed = attempt(replay or (lambda: self.from_points(activation, carrier)[1]))
         if not isinstance(replayed, Tensor) or replayed.shape != output.shape:
             return False
         return bool((replayed.float().reshape(reference.shape) - reference).abs().max() <= tolerance * scale)
+
+    def _rows_first(self, tensor: Tensor) -> Tensor:
+        return tensor.movedim(self.axis, 0) if self.axis else tensor
+
+    def _in_place_of(self, output: Any, leaf: Tensor) -> Any:
+        """The layer's output with the leaf in it, in the layer's own layout and precision."""
+        tensor = first_tensor(output)
+        assert tensor is not None
+        # A copy, because an in-place operation on a leaf is an error. `.to` copies only when the type changes.
+        if self.axis:
+            copied = leaf.movedim(0, self.axis).clone(memory_format=torch.contiguous_format)
+        else:
+            copied = leaf.clone() if tensor.dtype == leaf.dtype else leaf
+        return _with_first_tensor(output, copied.to(tensor.dtype))
 
     def _record(self, inputs: tuple[Any, ...], at_layer: Callable[[Any], tuple[Tensor, Any]]) -> tuple[Tensor, Tensor]:
         wanted = torch.is_grad_enabled()
@@ -208,13 +233,9 @@ class Cut:
         if calls != 1:
             raise ValueError(
                 f"Expected one forward pass to call the layer {self.name!r} once, but it was called {calls} times. "
-                "Pass a `target_layer` that the model calls once, such as the block around it."
+                "Pass a `target_layer` that the model calls once, such as the block around it; where the model itself "
+                "runs several copies of an image (test-time augmentation), a `forward_fn` that runs its network once."
             )
-
-
-def gradient_at(leaf: Tensor, score: Tensor) -> Tensor | None:
-    """The gradient of the scores' sum at a leaf; ``None`` where none reaches it: the model detaches, or ignores it."""
-    return torch.autograd.grad(score.sum(), leaf, allow_unused=True)[0] if score.requires_grad else None
 
 
 def varies(tensor: Tensor) -> bool:
@@ -233,7 +254,13 @@ def carrier_like(images: Tensor, seed: int = 0) -> Tensor:
 
 
 def smaller(carrier: Tensor) -> list[Tensor]:
-    """Carriers ``(1, C, *size)`` cut out of the middle of one, the smallest first; none where it is small itself."""
+    """Carriers ``(1, C, *size)`` cut out of the middle of one, the smallest first; none where it is small itself.
+
+    None on a device either: where a model cannot do with another size it may read past the end of a table, and behind
+    such an error on a device no later pass of the process works, the training's included. On a CPU it can be caught.
+    """
+    if carrier.device.type != "cpu":
+        return []
     size = carrier.shape[2:]
     sizes = [[min(side, 32) for side in size], [min(side, max(32, 32 * -(-side // 128))) for side in size]]
     carriers: list[Tensor] = []

@@ -11,19 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egcam_lightning.chunks import Chunks
+from egcam_lightning.chunks import Chunks, is_out_of_memory
 from egcam_lightning.explain.cut import Cut, carrier_like, smaller, varies
 from egcam_lightning.explain.draws import Draws, sample_draws
 from egcam_lightning.explain.find import find_layer
 from egcam_lightning.explain.inputs import as_targets, as_tuple, check_inputs
 from egcam_lightning.explain.layout import Layout
 from egcam_lightning.explain.perturbation import Perturbation, Weighting, check_choice
-from egcam_lightning.explain.run import Run, capture, rows_of
+from egcam_lightning.explain.run import Run, capture, replay, rows_of
 from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_score, in_float
 from egcam_lightning.explain.several import mean_over_layers
 from egcam_lightning.explain.subject import Subject
 from egcam_lightning.isolation import isolated, uninitialised
 from egcam_lightning.snapshot import Explanation
+
+_MIXES = (
+    "The model's output for an image depends on the other images of its batch, as behind a BatchNorm without running "
+    "statistics."
+)
+_ALONE = (
+    "Each image is explained alone, as in a batch of one, which takes longer, and is not what the model says of it in "
+    "a batch."
+)
+_INSTEAD = "Write `track_running_stats=True`, or use a normalisation of each image such as nn.GroupNorm."
 
 
 class ExpectedGradCAM:
@@ -54,7 +64,8 @@ class ExpectedGradCAM:
             finds the usual ones.
         forward_fn: ``forward_fn(model, images, *additional_forward_args)`` to call the model; ``None`` for
             ``model(images, *additional_forward_args)``.
-        reshape_transform: from the layer's activation to ``(N, K, h, w)``, where its layout cannot be inferred.
+        reshape_transform: from the layer's activation to ``(N, K, h, w)``, where its layout cannot be inferred. It is
+            given the images in the first dimension, also where the layer has them in the second, behind its tokens.
         chunk_size: points that go through the model at once; ``None`` chooses by their size. Halved, for good, when
             memory runs out.
 
@@ -125,7 +136,8 @@ class ExpectedGradCAM:
         self.score = as_score(score)
         self._subject = Subject(model, forward_fn, output_key)
         self.reshape_transform = reshape_transform
-        self._chunks = Chunks(chunk_size)
+        # Apart, because memory that images have run out of says nothing about points.
+        self._image_chunks, self._point_chunks = Chunks(chunk_size), Chunks(chunk_size)
         self._found: tuple[Cut, Layout] | None = None
         self._size: tuple[int, ...] = ()
         self._said_no_cut = False
@@ -136,12 +148,18 @@ class ExpectedGradCAM:
         """The same explainer for one layer."""
         part = copy(self)
         part.target_layer, part._parts = layer, []
+        part._point_chunks = Chunks(self._point_chunks.size)  # their activations differ in size
         return part
 
     @property
     def chunk_size(self) -> int | None:
-        """Points that go through the model at once: what was asked for, or what memory has turned out to allow."""
-        return self._chunks.size
+        """Points that go through the model at once: what was asked for, or what memory has turned out to allow.
+
+        Where it allowed more of activations than of images, or the other way round, the smaller of the two.
+        """
+        sizes = [part.chunk_size for part in self._parts]
+        sizes += [self._image_chunks.size, self._point_chunks.size]
+        return min((size for size in sizes if size is not None), default=None)
 
     @property
     def layer(self) -> str | None:
@@ -156,8 +174,14 @@ class ExpectedGradCAM:
         return max((g for g in grids if g is not None), key=lambda g: torch.Size(g).numel(), default=None)
 
     def forward(self, images: Tensor, *others: Any) -> Any:
-        """The model's output for its inputs, before anything is explained: the logits, as ``output_key`` finds them."""
-        return self._subject(images, *others)
+        """The model's output for its inputs, before anything is explained: the logits, as ``output_key`` finds them.
+
+        That of each image alone, where the model mixes the images of a batch.
+        """
+        if not self._subject.mixes_images:
+            return self._subject(images, *others)
+        rows = torch.arange(len(images), device=images.device)[:, None]
+        return torch.cat([self._subject(images[row], *rows_of(others, row)) for row in rows])
 
     def logits(self, output: Any) -> Any:
         """The same, of what the model has returned already."""
@@ -206,13 +230,12 @@ class ExpectedGradCAM:
             part.find(images, *others)
         if self._parts:
             return str(self.layer)
+        lazy = uninitialised(self.model)
+        if lazy is not None:
+            raise ValueError(f"The model's parameter {lazy!r} has no values yet. Call the model with a batch first.")
+        self._settle_company(images, others)
         size = tuple(images.shape[1:])
         if self._found is None or self._size != size:
-            lazy = uninitialised(self.model)
-            if lazy is not None:
-                raise ValueError(
-                    f"The model's parameter {lazy!r} has no values yet. Call the model with a batch first."
-                )
             target = self.target_layer if self._found is None else self._found[0].module
             assert isinstance(target, (str, nn.Module))
             with isolated(self.model, seed=self.seed):
@@ -225,9 +248,32 @@ class ExpectedGradCAM:
                     self._subject.settle_format(sample, *given)
                 forward = lambda x: self._subject(x, *given)  # noqa: E731
                 cut, layout = find_layer(self.model, forward, sample, target, self.reshape_transform)
-                self._found = Cut(cut.module, cut.name, self._subject), layout
+                self._found = Cut(cut.module, cut.name, self._subject, cut.axis), layout
                 self._size = size
         return self._found[0].name
+
+    def _settle_company(self, images: Tensor, others: tuple[Any, ...]) -> None:
+        """See to it that each image is explained alone where the model mixes the images of a batch.
+
+        Else what is explained would change with whatever happens to go through the model beside it.
+        """
+        subject = self._subject
+        if subject.mixes_images is None:
+            given = rows_of(others, torch.zeros(2).long().to(images.device))
+            if subject.settle_company(images[:1].detach(), *given, seed=self.seed):
+                try:
+                    with torch.no_grad(), isolated(self.model, seed=self.seed):
+                        subject(images[:1], *rows_of(others, slice(1)))
+                except (RuntimeError, ValueError) as error:
+                    if is_out_of_memory(error):
+                        raise
+                    raise ValueError(
+                        f"{_MIXES} Expected it to take one image alone, so that this can be explained, but it raised: "
+                        f"{error} {_INSTEAD}"
+                    ) from error
+                warnings.warn(f"{_MIXES} {_ALONE} {_INSTEAD}", stacklevel=4)
+        if subject.mixes_images:
+            self._image_chunks.size = self._point_chunks.size = 1
 
     def is_fast(self, images: Tensor, *others: Any) -> bool:
         """Whether paths run between activations, so that a draw costs only the part of the network behind the layer.
@@ -248,9 +294,9 @@ class ExpectedGradCAM:
             sample = torch.cat([images[:2], carrier_like(images[:2], seed=1)])
             given = rows_of(others, torch.tensor([0, 1, 0] if len(images) > 1 else [0, 0], device=images.device))
             cut, carrier = self._found[0], carrier_like(sample, seed=2)
-            activation, output = capture(cut, sample, self._chunks, given)
+            activation, output = capture(cut, sample, self._image_chunks, given)
             holds = cut.holds(
-                activation, output, carrier, replay=lambda: cut.from_points(activation, carrier, *given)[1]
+                activation, output, carrier, lambda: replay(cut, activation, carrier, self._point_chunks, given)
             )
         return holds and self.perturbation.space == "activation"
 
@@ -350,13 +396,14 @@ class ExpectedGradCAM:
         kind = self.perturbation.baseline
         references = {"data": baselines, "zeros": torch.zeros_like(inputs[:1]), "none": None}[kind]
 
-        activation, output = capture(cut, inputs, self._chunks, others)
+        activation, output = capture(cut, inputs, self._image_chunks, others)
         targets = as_targets(target, output, len(inputs), inputs.device, self.score)
         score_of = self.score.bind(in_float(output), targets)
         run = Run(
             self.perturbation,
             self.seed,
-            self._chunks,
+            self._image_chunks,
+            self._point_chunks,
             cut,
             layout,
             inputs,
@@ -374,7 +421,7 @@ class ExpectedGradCAM:
                 run.baseline_inputs = references.repeat(len(inputs), *[1] * (references.ndim - 1))
                 run.baseline_others = rows_of(others, every)
             run.baseline_activation, run.baseline_output = capture(
-                cut, run.baseline_inputs, self._chunks, run.baseline_others
+                cut, run.baseline_inputs, self._image_chunks, run.baseline_others
             )
         in_activations = self.perturbation.space == "activation"
         is_cut = (in_activations or kind == "none") and self._is_cut(run)
@@ -406,7 +453,7 @@ class ExpectedGradCAM:
             baseline_score = scores.view_as(draws.place).mean(0)
         elif is_cut:
             rows = len(inputs) if others else 1  # without other inputs, nothing is the same for all
-            nothing = cut.from_points(torch.zeros_like(activation[:rows]), run.carrier, *others)[1]
+            nothing = replay(cut, torch.zeros_like(activation[:rows]), run.carrier, self._point_chunks, others)
             baseline_score = run.score(nothing.expand(len(inputs), *nothing.shape[1:]), images)
         else:
             baseline_score = torch.full_like(score, torch.nan)

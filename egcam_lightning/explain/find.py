@@ -12,20 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egcam_lightning.explain.cut import (
-    Cut,
-    Forward,
-    can_be_hooked,
-    carrier_like,
-    first_tensor,
-    gradient_at,
-    hooked,
-    varies,
-)
+from egcam_lightning.explain.cut import Cut, Forward, can_be_hooked, carrier_like, first_tensor, hooked, varies
+from egcam_lightning.explain.gradient import gradient_at
 from egcam_lightning.explain.layout import Layout, infer_layout
 from egcam_lightning.explain.scores import check_rows
 
 _MIN_SIDE = 4
+_ONE_COPY = (
+    "So it is where a model runs several copies or parts of an image itself (test-time augmentation, windows, crops)."
+)
 _POOLING = (
     *(getattr(nn, f"{kind}Pool{n}d") for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg", "LP") for n in (1, 2, 3)),
     nn.FractionalMaxPool2d,
@@ -42,6 +37,7 @@ class Candidate:
     shape: tuple[int, ...]
     layout: Layout
     tensor: int  # the identity of its output, which a block and the container around it share
+    axis: int = 0  # of its output, that has a row an image
 
     def __str__(self) -> str:
         return f"{self.name} {self.shape}"
@@ -108,8 +104,14 @@ def find_layer(
             once or has no grid; the message lists the layers that would do. For an output without a row for each image.
 
     """
-    candidates, head = _observe(model, forward, images)
+    candidates, head, obstacle = _observe(model, forward, images)
     if isinstance(target_layer, str) and target_layer == "auto":
+        if obstacle and not candidates:
+            raise ValueError(
+                "Expected a layer with a grid over the image that one forward pass calls once, with a row an image, "
+                f"but {obstacle}. {_ONE_COPY} Pass a `forward_fn` that runs the network once on the images as they "
+                "are, such as `lambda model, images: model.network(images)`."
+            )
         return _last_cut(candidates, forward, images, head)
     name, module = _resolve(model, target_layer, candidates)
     if not can_be_hooked(module):
@@ -119,7 +121,22 @@ def find_layer(
         )
     cut = Cut(module, name, forward)
     activation, _ = cut.capture(images)
-    return cut, _layout_of(activation, images, name, reshape_transform)
+    axis = _rows_axis(activation, len(images))
+    if axis is None:
+        raise ValueError(
+            f"Expected the output of layer {name!r} to have a row for each of {len(images)} images, but its shape is "
+            f"{tuple(activation.shape)}. {_ONE_COPY} Pass a `target_layer` of which this is not so, or a `forward_fn` "
+            "that runs the network on the images as they are, such as `lambda model, images: model.network(images)`."
+        )
+    cut = Cut(module, name, forward, axis)
+    return cut, _layout_of(activation.movedim(axis, 0), images, name, reshape_transform)
+
+
+def _rows_axis(tensor: Tensor, count: int) -> int | None:
+    """Which dimension has a row for each of ``count`` images: the first, or the second of a sequence, or ``None``."""
+    if tensor.shape[:1] == (count,):
+        return 0
+    return 1 if tensor.ndim == 3 and tensor.shape[1] == count else None
 
 
 def _layout_of(activation: Tensor, images: Tensor, name: str, transform: Callable[[Tensor], Tensor] | None) -> Layout:
@@ -171,15 +188,16 @@ def _choices(candidates: Sequence[Candidate]) -> str:
     return f"Layers with a grid, the last ones of {len(outermost)}: {', '.join(shown)}." if shown else ""
 
 
-def _observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[Candidate], nn.Module | None]:
+def _observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[Candidate], nn.Module | None, str]:
     """Run the model once and list the modules that might serve, in the order in which they finish.
 
     Modules that only hand on what they were given are left out. Where several return the same tensor (a block and the
     container around it) all are listed, outermost last: a container that returns more besides may be no cut.
 
     Returns:
-        The candidates, and the *head*: the last module whose input varies over the images while its output
-        does not, as that of a layer initialised to zero; ``None`` where the logits vary.
+        The candidates; the *head*: the last module whose input varies over the images while its output
+        does not, as that of a layer initialised to zero, ``None`` where the logits vary; and, where a layer with a grid
+        is no candidate since it is not called once with a row an image, a sentence's part that says so.
 
     """
     # By identity: what a torchmetrics.Metric is equal to, and its hash, move with what it has seen.
@@ -208,23 +226,28 @@ def _observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[C
     pooled = {id(t) for key, ts in outputs.items() if isinstance(modules[key][1], _POOLING) for t in ts}
     features: list[Candidate] = []
     class_maps: list[Candidate] = []
+    obstacle = ""
     # A module enters `outputs` when it *first* finishes; only those called once are kept, so the order is right.
     classes = logits.shape[1] if logits.ndim > 1 else None
     for key, tensors in outputs.items():
         (name, module), tensor = modules[key], tensors[0]
-        if len(tensors) != 1 or tensor is None or not name or key in passed_on:
+        if tensor is None or not name or key in passed_on:
             continue
-        if id(tensor) in pooled or tensor is logits or not tensor.is_floating_point():
+        if id(tensor) in pooled or tensor is logits or not tensor.is_floating_point() or tensor.ndim < 3:
             continue
-        if tensor.ndim < 3 or len(tensor) != len(images):
-            continue
-        layout = infer_layout(tensor.shape[1:], images.shape[2:])
+        axis = _rows_axis(tensor, len(images))
+        activation = tensor.movedim(axis or 0, 0)
+        layout = infer_layout(activation.shape[1:], images.shape[2:])
         if layout is None or max(layout.grid) == 1:
             continue
+        if len(tensors) != 1 or axis is None:
+            seen = f"called {len(tensors)} times" if len(tensors) != 1 else f"of shape {tuple(tensor.shape)}"
+            obstacle = f"{name!r} is {seen} for {len(images)} images"
+            continue
         # A map a class is the model's own output before it is pooled or resized: only where there is nothing else.
-        found = class_maps if layout.to_grid(tensor).shape[1] == classes else features
-        found.append(Candidate(name, module, tuple(tensor.shape[1:]), layout, id(tensor)))
-    return features or class_maps, head
+        found = class_maps if layout.to_grid(activation).shape[1] == classes else features
+        found.append(Candidate(name, module, tuple(activation.shape[1:]), layout, id(tensor), axis))
+    return features or class_maps, head, obstacle
 
 
 def _passes_on(module: nn.Module, given: Tensor | None, output: Tensor | None) -> bool:
@@ -268,7 +291,8 @@ def _last_cut(
     evidence = forward if head is None else _input_of(head, forward)
 
     def serves(candidate: Candidate) -> bool:
-        return _serves(Cut(candidate.module, candidate.name, evidence), candidate.layout, images, carrier)
+        cut = Cut(candidate.module, candidate.name, evidence, candidate.axis)
+        return _serves(cut, candidate.layout, images, carrier)
 
     for candidate in [*reversed(wide), *narrow]:
         if serves(candidate):
@@ -279,14 +303,14 @@ def _last_cut(
                     stacklevel=2,
                 )
             chosen = _early_block(candidate, candidates, serves)
-            return Cut(chosen.module, chosen.name, forward), chosen.layout
+            return Cut(chosen.module, chosen.name, forward, chosen.axis), chosen.layout
     last = wide[-1] if wide else narrow[0]
     warnings.warn(
         f"No layer was found that nothing bypasses (or the model's output is constant so far); taking the last one "
         f"with a grid, {last}. Pass `target_layer` to choose.",
         stacklevel=2,
     )
-    return Cut(last.module, last.name, forward), last.layout
+    return Cut(last.module, last.name, forward, last.axis), last.layout
 
 
 def _early_block(last: Candidate, candidates: Sequence[Candidate], serves: Callable[[Candidate], bool]) -> Candidate:

@@ -31,15 +31,16 @@ _LINEAR = {
     "ViewBackward0",
 }
 _OF_WEIGHTS = {"PermuteBackward0", "TBackward0", "ToCopyBackward0", "TransposeBackward0"}
-# Position of the input, and that of the weight, among what they are computed from.
-_WITH_WEIGHT = {"AddmmBackward0": (1, 2), "LinearBackward0": (0, 1), "MmBackward0": (0, 1)}
+# Positions of the input, the weight and the bias, where there may be one, among what they are computed from.
+_WITH_WEIGHT = {"AddmmBackward0": (1, 2, 0), "LinearBackward0": (0, 1, 2), "MmBackward0": (0, 1, None)}
 
 
 def is_linear(output: Tensor, leaf: Tensor) -> bool:
     """Whether ``output`` was computed from ``leaf`` by pooling and linear layers alone.
 
-    Read off autograd's record, so the answer holds for every value of the leaf. ``False`` where it cannot be told, such
-    as of weights that want no gradient, which the record does not name.
+    Read off autograd's record, so the answer holds for every value of the leaf, as far as the model goes the same way
+    with it. ``False`` where it cannot be told, such as of weights that want no gradient, which the record does not
+    name.
 
     Args:
         output: any tensor with a gradient function.
@@ -59,8 +60,12 @@ def is_linear(output: Tensor, leaf: Tensor) -> bool:
         if name.endswith("AccumulateGrad"):
             return node.variable is leaf
         if name in _WITH_WEIGHT:
-            data, weight = _WITH_WEIGHT[name]
+            data, weight, bias = _WITH_WEIGHT[name]
             if not _is_parameter(node.next_functions[weight][0]):
+                return False
+            # One without a node takes no part in the gradient, whatever it was computed from.
+            offset = None if bias is None else node.next_functions[bias][0]
+            if offset is not None and not _is_parameter(offset):
                 return False
             node = node.next_functions[data][0]
         elif name in _LINEAR or _is_global_pooling(node):
@@ -76,12 +81,7 @@ def _is_global_pooling(node: Any) -> bool:
 
 
 def _is_parameter(node: Any) -> bool:
-    """Whether a weight is a parameter, transposed or converted at most."""
-    while node is not None and node.name() in (
-        "PermuteBackward0",
-        "TBackward0",
-        "ToCopyBackward0",
-        "TransposeBackward0",
-    ):
+    """Whether a weight or a bias is a parameter, transposed or converted at most."""
+    while node is not None and node.name() in _OF_WEIGHTS:
         node = node.next_functions[0][0]
     return node is not None and node.name().endswith("AccumulateGrad") and isinstance(node.variable, nn.Parameter)

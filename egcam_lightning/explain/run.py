@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 from egcam_lightning.chunks import Chunks, images_at_once, points_at_once
-from egcam_lightning.explain.cut import Cut, carrier_like, gradient_at, varies
+from egcam_lightning.explain.cut import Cut, attempt, carrier_like, varies
 from egcam_lightning.explain.draws import Draws, sample_noise
+from egcam_lightning.explain.gradient import gradient_at
 from egcam_lightning.explain.layout import Layout
 from egcam_lightning.explain.linear import is_linear
 from egcam_lightning.explain.perturbation import Perturbation
+from egcam_lightning.explain.precision import resolution
 from egcam_lightning.explain.scores import check_rows, check_score, in_float
+
+# How far products with a gradient that is the same everywhere may be from the differences of scores: as a share of the
+# largest.
+_TOLERANCE = 1e-3
 
 
 def rows_of(others: Sequence[Any], rows: Tensor | slice) -> tuple[Any, ...]:
@@ -38,6 +44,21 @@ def capture(cut: Cut, images: Tensor, chunks: Chunks, others: Sequence[Any] = ()
     return torch.cat(activations), torch.cat(outputs)
 
 
+def replay(cut: Cut, points: Tensor, carrier: Tensor, chunks: Chunks, others: Sequence[Any] = ()) -> Tensor:
+    """The model's output for any number of activations ``(n, ...)`` at a layer and the model's other inputs."""
+    outputs: list[Tensor] = []
+
+    def one(chunk: slice) -> None:
+        outputs.append(cut.from_points(points[chunk], carrier, *rows_of(others, chunk))[1])
+
+    chunks.run(len(points), points_at_once(points), one)
+    return torch.cat(outputs)
+
+
+class _NotLinear(Exception):
+    """A part of a network that was taken for linear is not."""
+
+
 @dataclass(eq=False)
 class Run:
     """What one explanation computes with.
@@ -45,7 +66,8 @@ class Run:
     Attributes:
         perturbation: where gradients are taken, and how they are weighted.
         seed: seed of the noise.
-        chunks: how many points go through the model at once.
+        image_chunks: how many images go through the whole model at once.
+        point_chunks: how many points go through the part behind the layer at once.
         cut: the layer.
         layout: how its positions lie on the image.
         inputs: ``(B, C, H, W)``, the images.
@@ -66,7 +88,8 @@ class Run:
 
     perturbation: Perturbation
     seed: int
-    chunks: Chunks
+    image_chunks: Chunks
+    point_chunks: Chunks
     cut: Cut
     layout: Layout
     inputs: Tensor
@@ -97,27 +120,26 @@ class Run:
             others = _joined(others, rows_of(self.baseline_others, slice(4)))
         if not varies(output):
             first = rows_of(self.others, slice(1))
-            other = capture(self.cut, carrier_like(self.inputs, seed=1), self.chunks, first)
-            activation, output = torch.cat([activation, other[0]]), torch.cat([output, other[1]])
-            others = _joined(others, first)
+            noise = carrier_like(self.inputs, seed=1)
+            other = attempt(lambda: capture(self.cut, noise, self.image_chunks, first))
+            if other is not None:
+                activation, output = torch.cat([activation, other[0]]), torch.cat([output, other[1]])
+                others = _joined(others, first)
         self.tells_images_apart = varies(output)
-
-        def replay() -> Tensor:
-            outputs: list[Tensor] = []
-
-            def one(chunk: slice) -> None:
-                outputs.append(self.cut.from_points(activation[chunk], self.carrier, *rows_of(others, chunk))[1])
-
-            self.chunks.run(len(activation), points_at_once(activation), one)
-            return torch.cat(outputs)
-
-        return self.cut.holds(activation, output, self.carrier, replay=replay)
+        return self.cut.holds(
+            activation,
+            output,
+            self.carrier,
+            replay=lambda: replay(self.cut, activation, self.carrier, self.point_chunks, others),
+        )
 
     def maps(self, draws: Draws, image_index: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The signed map ``(S, B, h, w)`` and the off-grid attribution ``(S, B)`` of every draw."""
         samples, images = draws.place.shape
         base = self.activation if self.from_points else self.inputs
-        at_once = points_at_once if self.from_points else images_at_once
+        chunks, size = (
+            (self.point_chunks, points_at_once(base)) if self.from_points else (self.image_chunks, images_at_once(base))
+        )
         if draws.noise is not None and draws.noise.shape[2:] != base.shape[1:]:
             raise ValueError(
                 f"Expected `noise` of the shape of the {'activation' if self.from_points else 'input'}, "
@@ -127,7 +149,9 @@ class Run:
         baseline, place = draws.baseline_index.flatten(), draws.place.flatten().float()
         gradients = self._constant_gradients()
         if gradients is not None:
-            return self._linear_maps(gradients, image.view(samples, images), draws.baseline_index)
+            found = self._linear_maps(gradients, image.view(samples, images), draws.baseline_index)
+            if found is not None:
+                return found
         maps = torch.empty(samples * images, *self.layout.grid, device=self.inputs.device)
         off_grid = torch.zeros(samples * images, device=self.inputs.device)
 
@@ -150,7 +174,7 @@ class Run:
                 )
             maps[chunk], off_grid[chunk] = self._weigh(gradient, difference)
 
-        self.chunks.run(samples * images, at_once(base), one)
+        chunks.run(samples * images, size, one)
         return maps.view(samples, images, *self.layout.grid), off_grid.view(samples, images)
 
     def _constant_gradients(self) -> Tensor | None:
@@ -164,27 +188,41 @@ class Run:
             with torch.enable_grad():
                 leaf, output = self.cut.from_points(self.activation[chunk], self.carrier, *rows_of(self.others, chunk))
                 gradient = gradient_at(leaf, self.score(output, rows)) if is_linear(output, leaf) else None
-            if gradient is not None:
-                gradients.append(gradient)
+            if gradient is None:  # at the first chunk as a rule; at a later one the model takes another way with it
+                raise _NotLinear
+            gradients.append(gradient)
 
-        one(slice(0, 1))  # to see whether it is worth the rest
-        if gradients:
-            gradients.clear()
-            self.chunks.run(len(self.inputs), points_at_once(self.activation), one)
-        return torch.cat(gradients) if gradients else None
+        try:
+            self.point_chunks.run(len(self.inputs), points_at_once(self.activation), one)
+        except _NotLinear:
+            return None
+        return torch.cat(gradients)
 
-    def _linear_maps(self, gradients: Tensor, image: Tensor, baseline: Tensor) -> tuple[Tensor, Tensor]:
-        """What :meth:`maps` gives, from one product for each pair of an image and a baseline that is drawn."""
+    def _linear_maps(self, gradients: Tensor, image: Tensor, baseline: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What :meth:`maps` gives, from one product for each pair of an image and a baseline that is drawn.
+
+        ``None`` where the products are not the differences of the scores: then the part behind the layer is linear at
+        the images, and takes another way between them and the baselines.
+        """
         count = 1 if self.baseline_activation is None else len(self.baseline_activation)
         pairs, drawn = torch.unique(image * count + baseline.clamp(min=0) % count, return_inverse=True)
-        parts: list[tuple[Tensor, Tensor]] = []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
         def one(chunk: slice) -> None:
             rows = pairs[chunk] // count
-            parts.append(self._weigh(gradients[rows], self._difference(rows, pairs[chunk] % count)))
+            gradient, difference = gradients[rows], self._difference(rows, pairs[chunk] % count)
+            total = (gradient * difference).flatten(1).sum(1)
+            parts.append((*self._weigh(gradient, difference), total))
 
-        self.chunks.run(len(pairs), points_at_once(self.activation), one)
-        maps, off_grid = (torch.cat(values) for values in zip(*parts, strict=True))
+        self.point_chunks.run(len(pairs), points_at_once(self.activation), one)
+        maps, off_grid, totals = (torch.cat(values) for values in zip(*parts, strict=True))
+        if self.baseline_output is not None:
+            rows = pairs // count
+            score, other = self.score(self.output[rows], rows), self.score(self.baseline_output[pairs % count], rows)
+            rounding = 4 * resolution(self.activation, self.output) * torch.maximum(score.abs(), other.abs())
+            allowed = torch.maximum(_TOLERANCE * (score - other).abs().max(), rounding)
+            if bool(((totals - (score - other)).abs() > allowed).any()):
+                return None
         return maps[drawn], off_grid[drawn]
 
     def _points(self, rows: Tensor, columns: Tensor, place: Tensor, noise: Tensor | None, difference: Tensor) -> Tensor:

@@ -281,7 +281,7 @@ class MaxSensitivity(MeanOverImages):
 
     Args:
         explain_fn: ``(images (N, C, H, W), target (N,)) -> (N, h, w)``; may be set later as an attribute.
-        radius: of the ball, in units of the model's input.
+        radius: of the ball, in units of the model's input; of whole numbers 1 at least.
         num_samples: how many images are drawn from it.
         seed: of the draws; the same noise for every image, batch and rank.
         chunk_size: how many images go through ``explain_fn`` at once; ``None`` for a batch.
@@ -322,7 +322,7 @@ class MaxSensitivity(MeanOverImages):
         """Add a batch.
 
         Args:
-            images: ``(B, C, H, W)``.
+            images: ``(B, C, H, W)``, of the type that ``explain_fn`` takes, of whole numbers too.
             attribution: ``(B, h, w)``, what ``explain_fn`` gives for the images.
             target: ``(B,)`` int64.
 

@@ -245,12 +245,14 @@ def test_images_have_any_channels_and_sides(tmp_path, channels, size):
 
 def test_bytes_that_the_model_normalises_stay_bytes(tmp_path):
     net = Net(prepare=lambda x: x.float() / 255)
-    callback = run(tmp_path, net, train=Data(seed=1, kind="uint8"), val=Data(kind="uint8"), metrics=("insertion_auc",))
+    metrics = ("insertion_auc", "max_sensitivity")
+    callback = run(tmp_path, net, train=Data(seed=1, kind="uint8"), val=Data(kind="uint8"), metrics=metrics)
     assert_explained(callback, net, Data(kind="uint8"))
     probe = callback.history.probe
     assert probe.restored  # their colours need no mean and no std
     assert torch.equal(probe.images, Data(kind="uint8").x[CHOSEN].permute(0, 2, 3, 1))
     assert 0 < callback.history[-1].metrics["insertion_auc"] < 1
+    assert callback.history[-1].metrics["max_sensitivity"] > 0, "a change of less than a level is none"
 
 
 @pytest.mark.parametrize("kind", ["float16", "float64"])

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback, History
 from egcam_lightning.baselines import Baselines
+from egcam_lightning.look import DEFAULT_METRICS
 from egcam_lightning.probe import Probe
 from egcam_lightning.ranks import FailedElsewhere, Ranks
 from tests.contract import faulty
@@ -81,7 +82,9 @@ class EverySecond(Sampler):
 
 def test_two_processes_measure_what_one_does(tmp_path):
     """Five images over two processes; the same training, in half batches."""
-    arguments = {"num_images": 5, "num_samples": 4, "metrics": "default", "every_n_train_steps": 1}
+    metrics = (*DEFAULT_METRICS, "max_sensitivity")  # which explains again: by the same draws in every process
+    arguments = {"num_images": 5, "num_samples": 4, "metrics": metrics, "every_n_train_steps": 1}
+    arguments["num_baselines"] = 8  # more than draws, so that each image has others
     single = make_callback(**arguments)
     fit(tmp_path / "one", single, net=Plain(), train=train_loader(shuffle=False), max_epochs=1)
     double = make_callback(**arguments)

@@ -49,6 +49,7 @@ NOT_LINEAR = {
     "gated": lambda a: linear((a * (a > 0.5)).mean((2, 3)), WEIGHT),
     "weighed out of sight": lambda a: linear((a * a.detach()).mean((2, 3)), WEIGHT),
     "frozen": lambda a: linear(a.mean((2, 3)), WEIGHT.detach()),
+    "gated by the bias": lambda a: torch.addmm(a.mean((2, 3))[:, :CLASSES].tanh(), a.mean((2, 3)), WEIGHT.T),
 }
 
 
@@ -77,7 +78,7 @@ def test_a_linear_head_takes_one_gradient_an_image_and_gives_the_same_maps(
     short, few = run(head, perturbation=perturbation)
     monkeypatch.setattr(egcam_lightning.explain.run, "is_linear", lambda *_: False)
     long, many = run(head, perturbation=perturbation)
-    assert few <= 4 < 36 <= many  # one to see, and one an image; 12 draws of 3 images
+    assert few <= 4 < 36 <= many  # one an image; 12 draws of 3 images
     for name in ("attribution", "draws", "standard_error", "score", "baseline_score", "off_grid"):
         torch.testing.assert_close(getattr(short, name), getattr(long, name), rtol=1e-4, atol=1e-6)
     assert torch.equal(short.baseline_index, long.baseline_index)
@@ -101,10 +102,47 @@ def test_chunks_change_nothing() -> None:
     torch.testing.assert_close(parts.draws, whole.draws)
 
 
+def test_one_chunk_that_is_not_linear_makes_the_whole_take_every_draw() -> None:
+    def head(a: Tensor) -> Tensor:
+        pooled = a.mean((2, 3))
+        return linear(pooled.tanh() if bool((pooled[:, 0] > threshold).any()) else pooled, WEIGHT)
+
+    with torch.no_grad():
+        first = seeded(lambda: Net(LINEAR["pooled"])).features(images(3)).mean((2, 3))[:, 0]
+    threshold = float(first[0])
+    assert bool((first > threshold).any()), "the first image is linear, another one is not"
+    ours, count = run(head, chunk_size=1)
+    assert count >= 36
+    assert ours.draws.shape[:2] == (12, 3)
+
+
+def test_a_branch_that_the_images_do_not_take_is_not_taken_for_linear() -> None:
+    """Every image lies on one side of it, every baseline on the other: the record at an image is linear."""
+
+    def head(a: Tensor) -> Tensor:
+        pooled = a.mean((2, 3))
+        return linear(pooled if bool((pooled.sum(1) > threshold).all()) else pooled.square(), WEIGHT)
+
+    model = seeded(lambda: Net(head))
+    inputs, baselines = images(3) * 2, images(4, seed=1) / 4
+    with torch.no_grad():
+        light, dark = (model.features(x).mean((2, 3)).sum(1) for x in (inputs, baselines))
+    threshold = float(light.min() + dark.max()) / 2
+    assert light.min() > threshold > dark.max()
+    explainer = ExpectedGradCAM(model, "features.3", num_samples=12, chunk_size=1)
+    short = explainer(inputs, baselines, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(egcam_lightning.explain.run, "is_linear", lambda *_: False)
+        long = explainer(inputs, baselines, 1)
+    torch.testing.assert_close(short.draws, long.draws, rtol=1e-4, atol=1e-6)
+
+
 def test_what_the_record_does_not_show_is_not_taken_for_linear() -> None:
     leaf, other = torch.rand(2, 8, requires_grad=True), torch.rand(2, 8, requires_grad=True)
     assert is_linear(linear(leaf, WEIGHT), leaf)
     assert not is_linear(linear(other, WEIGHT), leaf), "another leaf"
+    assert is_linear(torch.addmm(torch.ones(5), leaf, WEIGHT.T), leaf), "a bias without a gradient"
+    assert not is_linear(torch.addmm(leaf[:, :5].tanh(), leaf, WEIGHT.T), leaf), "a bias that is computed from it"
     assert not is_linear(leaf @ other.T, leaf), "a factor that is no parameter may depend on anything"
     assert not is_linear(linear(leaf, WEIGHT * leaf.detach().mean()), leaf), "weights that depend on the values"
     assert not is_linear(linear(leaf, WEIGHT)[:, [int(leaf.detach().sum(0).argmax()) % 2]], leaf), "a place that does"

@@ -26,7 +26,7 @@ def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)
                 nn.init.normal_(module.bias, 0, 0.1) if module.bias is not None else None
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.3, 1.0)
     return model.eval()

@@ -218,6 +218,34 @@ class TestSensitivity:
         value = max_sensitivity(explain, ones, explain(ones, None), world.target, radius=0.5)
         assert ((value > 1) & (value < 8)).all()  # the norm of 256 numbers of up to a half
 
+    def test_of_whole_numbers_is_measured_at_least_one_level_away(self):
+        images = torch.randint(0, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        images[0, :, :8] = torch.tensor([0, 255, 7], dtype=torch.uint8).view(3, 1, 1)
+        seen = []
+
+        def grey(points, target):
+            assert points.dtype == torch.uint8
+            seen.append(points)
+            return points.float().mean(1)
+
+        target = torch.zeros(3, dtype=torch.long)
+        small = max_sensitivity(grey, images, grey(images, None), target)
+        changes = torch.stack(seen[1:]).int() - images.int()
+        assert changes.abs().amax() == 1  # nothing wraps around at 0 and 255
+        assert 0.4 < changes[:, 1:].abs().float().mean() < 0.6
+        assert (small > 0).all()
+        wide = max_sensitivity(grey, images, grey(images, None), target, radius=5.0)
+        assert ((wide > 3 * small) & (wide < 8 * small)).all()
+
+    def test_has_no_value_where_the_images_are_of_too_coarse_a_type_to_be_perturbed(self):
+        images = 512 + torch.arange(2 * 3 * 8 * 8).view(2, 3, 8, 8).bfloat16() % 64 * 4
+        grey = lambda images, target: images.float().mean(1)  # noqa: E731
+        target = torch.zeros(2, dtype=torch.long)
+        assert max_sensitivity(grey, images, grey(images, None), target).isnan().all()
+        assert (max_sensitivity(grey, images, grey(images, None), target, radius=4.0) > 0).all()
+        constant = torch.full((2, 3, 8, 8), 9, dtype=torch.int64)  # and stays within its own range
+        assert max_sensitivity(grey, constant, grey(constant, None), target).isnan().all()
+
     def test_gives_the_explainer_gradients(self, world):
         def saliency(images, target):
             images = images.requires_grad_()
