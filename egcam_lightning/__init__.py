@@ -7,9 +7,11 @@ Example:
 """
 
 from egcam_lightning.callback import ExpectedGradCAMCallback
+from egcam_lightning.data.reservoir import BaselineReservoir
 from egcam_lightning.explain import Draws, ExpectedGradCAM, Perturbation, expected_gradcam
-from egcam_lightning.reservoir import BaselineReservoir
-from egcam_lightning.snapshot import Explanation, History, ProbeImages, Snapshot
+from egcam_lightning.explain.explanation import Explanation
+from egcam_lightning.history.history import History
+from egcam_lightning.history.records import ProbeImages, Snapshot
 
 __version__ = "0.1.0"
 

@@ -14,19 +14,20 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from egcam_lightning.baselines import Baselines
-from egcam_lightning.batches import BatchKeys
+from egcam_lightning.config import Settings, as_tuple, check_counts
+from egcam_lightning.data.baselines import Baselines
+from egcam_lightning.data.batch import BatchKeys
+from egcam_lightning.data.probe import check_probe
 from egcam_lightning.explain import Perturbation
 from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import ScoreName
-from egcam_lightning.faults import Faults
-from egcam_lightning.monitors import Monitors
-from egcam_lightning.probing import check_probe
-from egcam_lightning.record import Record, new_run
-from egcam_lightning.schedule import Schedule
-from egcam_lightning.session import Session
-from egcam_lightning.settings import Settings, as_tuple, check_counts
-from egcam_lightning.snapshot import History, ProbeImages
+from egcam_lightning.history.history import History
+from egcam_lightning.history.records import ProbeImages
+from egcam_lightning.training.failsafe import Faults
+from egcam_lightning.training.monitors import Monitors
+from egcam_lightning.training.overhead_budget import Schedule
+from egcam_lightning.training.run_state import Record, new_run
+from egcam_lightning.training.session import Session
 
 
 class ExpectedGradCAMCallback(Callback):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from egcam_lightning.batches import find_images, find_label_sets, find_labels, find_masks, get, rival_labels
+from egcam_lightning.data.batch import find_images, find_label_sets, find_labels, find_masks, get, rival_labels
 
 IMAGES = torch.rand(4, 3, 8, 8)
 LABELS = torch.tensor([0, 1, 2, 3])

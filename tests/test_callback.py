@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from wandb_reader import finished_records, history_rows
 
-import egcam_lightning.session
+import egcam_lightning.training.session
 from egcam_lightning import ExpectedGradCAMCallback, History
 from egcam_lightning.sinks import register_sink
 
@@ -399,7 +399,7 @@ def test_a_snapshot_that_takes_long_says_so_in_the_progress_bar(tmp_path, monkey
 
     bar = getattr(callbacks, kind)()
     said = []
-    monkeypatch.setattr(egcam_lightning.session, "_NOTICED_SECONDS", 0.0)
+    monkeypatch.setattr(egcam_lightning.training.session, "_NOTICED_SECONDS", 0.0)
     show = type(bar).print
     monkeypatch.setattr(type(bar), "print", lambda self, *args: (said.append(args[0]), show(self, *args)))
     arguments = {"num_images": 4, "num_samples": 2, "num_baselines": 2, "metrics": (), "max_overhead": None}
@@ -410,7 +410,7 @@ def test_a_snapshot_that_takes_long_says_so_in_the_progress_bar(tmp_path, monkey
 
 
 def test_without_a_progress_bar_it_is_silent(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(egcam_lightning.session, "_NOTICED_SECONDS", 0.0)
+    monkeypatch.setattr(egcam_lightning.training.session, "_NOTICED_SECONDS", 0.0)
     arguments = {"num_images": 4, "num_samples": 2, "num_baselines": 2, "metrics": (), "max_overhead": None}
     fit(tmp_path, ExpectedGradCAMCallback(**arguments), epochs=2)
     assert "Explaining" not in "".join(capsys.readouterr())

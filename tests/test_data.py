@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 
-from egcam_lightning.data import balanced_indices, class_names_of, known_labels, normalization_of
+from egcam_lightning.data.metadata import balanced_indices, class_names_of, known_labels, normalization_of
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
 

@@ -25,8 +25,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from egcam_lightning import loaders
-from egcam_lightning.loaders import CannotRead, SampleReader
+from egcam_lightning.data import loaders
+from egcam_lightning.data.loaders import CannotRead, SampleReader
 
 SIZE = 12
 

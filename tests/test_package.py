@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.utils.data import TensorDataset
 
 import egcam_lightning
-from egcam_lightning import look
+from egcam_lightning.training import snapshotter as look
 from tests.contract.helpers import fit, images, make_callback, train_loader, val_loader
 
 ROOT = Path(__file__).parent.parent

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from egcam_lightning.packed import PackedSnapshots
-from egcam_lightning.snapshot import ProbeImages, Snapshot
-from egcam_lightning.store import RunFolder, load_history, round_maps, snapshot_to_state
+from egcam_lightning.history.codec import round_maps, snapshot_to_state
+from egcam_lightning.history.folder import RunFolder, load_history
+from egcam_lightning.history.packed import PackedSnapshots
+from egcam_lightning.history.records import ProbeImages, Snapshot
 from tests.contract.helpers import memory_of
 
 GRIDS = [(7, 7), (64, 64), (256, 256)]
@@ -124,7 +125,7 @@ def test_no_file_is_read_for_anything_but_maps(tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("a file was read")
 
-    monkeypatch.setattr("egcam_lightning.packed.read_maps", refuse)
+    monkeypatch.setattr("egcam_lightning.history.folder.read_maps", refuse)
     packed.folders.append(tmp_path)
     assert [snapshot.metrics for snapshot in packed] == [METRICS] * 5
     assert all(a.step < b.step for a, b in pairwise(packed))

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Subse
 from torchvision.transforms import v2
 
 from egcam_lightning import ExpectedGradCAMCallback
-from egcam_lightning.baselines import Baselines
+from egcam_lightning.data.baselines import Baselines
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
 NORMALIZE = v2.Normalize(MEAN, STD)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-import egcam_lightning.display
-from egcam_lightning.display import to_display
-from egcam_lightning.render import LARGEST, color_table, draw
-from egcam_lightning.snapshot import ProbeImages, Snapshot
+import egcam_lightning.pictures.pixels
+from egcam_lightning.history.records import ProbeImages, Snapshot
+from egcam_lightning.pictures.draw import LARGEST, color_table, draw
+from egcam_lightning.pictures.pixels import to_display
 
 QUADRANTS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
@@ -350,7 +350,7 @@ def test_a_volume_is_stretched_as_a_whole():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.uint8])
 def test_volumes_too_large_to_be_shown_keep_their_slices_and_shrink_in_proportion(monkeypatch, dtype):
-    monkeypatch.setattr(egcam_lightning.display, "MAX_VOLUME_BYTES", 3 * 2 * 5 * 4 * 6)
+    monkeypatch.setattr(egcam_lightning.pictures.pixels, "MAX_VOLUME_BYTES", 3 * 2 * 5 * 4 * 6)
     volumes = torch.arange(5).view(1, 1, 5, 1, 1).expand(2, 1, 5, 16, 24).to(dtype)
     shown, _ = to_display(volumes)
     assert shown.shape == (2, 5, 4, 6, 3)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2, hypergeom
 from torch import Tensor
 
-from egcam_lightning.reservoir import BaselineReservoir, split_sizes
+from egcam_lightning.data.reservoir import BaselineReservoir, split_sizes
 
 
 def stream(length: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egcam_lightning.schedule import Schedule
+from egcam_lightning.training.overhead_budget import Schedule
 
 
 def run(schedule: Schedule, occasions: int, step: float, cost: float) -> list[int]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from egcam_lightning.slices import flatten_maps, strongest_slices, take_slices
-from egcam_lightning.snapshot import to_heatmap
+from egcam_lightning.explain.explanation import to_heatmap
+from egcam_lightning.pictures.volumes import flatten_maps, strongest_slices, take_slices
 
 
 def planes(*values: float) -> Tensor:

@@ -12,17 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egcam_lightning.packed import PackedSnapshots
-from egcam_lightning.snapshot import History, ProbeImages, Snapshot
-from egcam_lightning.store import (
-    RunFolder,
-    load_history,
-    pack_maps,
-    round_maps,
-    snapshot_from_state,
-    snapshot_to_state,
-    unpack_maps,
-)
+from egcam_lightning.history.codec import pack_maps, round_maps, snapshot_from_state, snapshot_to_state, unpack_maps
+from egcam_lightning.history.folder import RunFolder, load_history
+from egcam_lightning.history.history import History
+from egcam_lightning.history.packed import PackedSnapshots
+from egcam_lightning.history.records import ProbeImages, Snapshot
 
 N, GRID = 4, (7, 5)
 FIELDS = [

@@ -11,19 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egcam_lightning.chunks import Chunks, is_out_of_memory
-from egcam_lightning.explain.cut import Cut, carrier_like, smaller, varies
-from egcam_lightning.explain.draws import Draws, sample_draws
-from egcam_lightning.explain.find import find_layer
+from egcam_lightning.explain.chunking import Chunks, is_out_of_memory
+from egcam_lightning.explain.explanation import Explanation, mean_over_layers
 from egcam_lightning.explain.inputs import as_targets, as_tuple, check_inputs
-from egcam_lightning.explain.layout import Layout
+from egcam_lightning.explain.isolation import isolated, uninitialised
+from egcam_lightning.explain.layer_search import find_layer
+from egcam_lightning.explain.model_adapter import Subject
+from egcam_lightning.explain.path_gradients import Run, capture, replay, rows_of
 from egcam_lightning.explain.perturbation import Perturbation, Weighting, check_choice
-from egcam_lightning.explain.run import Run, capture, replay, rows_of
+from egcam_lightning.explain.sampling import Draws, sample_draws
 from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_score, in_float
-from egcam_lightning.explain.several import mean_over_layers
-from egcam_lightning.explain.subject import Subject
-from egcam_lightning.isolation import isolated, uninitialised
-from egcam_lightning.snapshot import Explanation
+from egcam_lightning.explain.split_model import Cut, carrier_like, smaller, varies
+from egcam_lightning.explain.token_layout import Layout
 
 _MIXES = (
     "The model's output for an image depends on the other images of its batch, as behind a BatchNorm without running "
@@ -50,7 +49,7 @@ class ExpectedGradCAM:
         model: the model. Explained in evaluation mode, whatever mode it is in.
         target_layer: ``"auto"`` for the last layer that nothing bypasses and whose grid is at least 4x4 (in a
             transformer that reads its class token an early one, see
-            :func:`~egcam_lightning.explain.find.find_layer`), or a module's name, or a module. Several in a list:
+            :func:`~egcam_lightning.explain.layer_search.find_layer`), or a module's name, or a module. Several in a list:
             calling gives the mean of their maps, :meth:`each` one explanation a layer.
         perturbation: where gradients are taken; ``None`` for :meth:`Perturbation.expected`.
         weighting: ``"elementwise"`` or ``"channel"``; ``None`` for the perturbation's own.
@@ -222,7 +221,7 @@ class ExpectedGradCAM:
             *others: the model's other inputs, with a row an image.
 
         Raises:
-            ValueError: where there is none, see :func:`~egcam_lightning.explain.find.find_layer`; for a model with
+            ValueError: where there is none, see :func:`~egcam_lightning.explain.layer_search.find_layer`; for a model with
                 parameters that have no values yet.
 
         """

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egcam_lightning.explain.draws import Draws
 from egcam_lightning.explain.perturbation import Perturbation
+from egcam_lightning.explain.sampling import Draws
 from egcam_lightning.explain.scores import OutputScore
 
 

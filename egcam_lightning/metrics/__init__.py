@@ -5,15 +5,14 @@ The same as pure functions, one value an image: :mod:`egcam_lightning.metrics.fu
 
 from __future__ import annotations
 
-from egcam_lightning.metrics.change import ExplanationConsensus, ExplanationDrift, ExplanationRecurrence
-from egcam_lightning.metrics.faithfulness import (
-    CompletenessGap,
-    DeletionAUC,
-    Infidelity,
-    InsertionAUC,
-    MaxSensitivity,
-)
-from egcam_lightning.metrics.shape import Complexity, PointingGame, RelevanceMass, Sparseness
+from egcam_lightning.metrics.agreement import ExplanationConsensus, ExplanationRecurrence
+from egcam_lightning.metrics.completeness import CompletenessGap
+from egcam_lightning.metrics.concentration import Complexity, Sparseness
+from egcam_lightning.metrics.drift import ExplanationDrift
+from egcam_lightning.metrics.fidelity import Infidelity
+from egcam_lightning.metrics.insertion_deletion import DeletionAUC, InsertionAUC
+from egcam_lightning.metrics.localization import PointingGame, RelevanceMass
+from egcam_lightning.metrics.sensitivity import MaxSensitivity
 
 __all__ = [
     "CompletenessGap",

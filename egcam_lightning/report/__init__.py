@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-from egcam_lightning._files import replace_file
+from egcam_lightning.history.files import replace_file
+from egcam_lightning.history.history import History
 from egcam_lightning.report.payload import build_payload
 from egcam_lightning.report.summary import summarise
-from egcam_lightning.snapshot import History
 
 __all__ = ["build_report"]
 
@@ -46,7 +46,8 @@ def build_report(
 
     Example:
         >>> import tempfile, torch
-        >>> from egcam_lightning.snapshot import History, ProbeImages
+        >>> from egcam_lightning.history.history import History
+        >>> from egcam_lightning.history.records import ProbeImages
         >>> nothing_yet = History(ProbeImages(torch.zeros(2, 8, 8, 3, dtype=torch.uint8)))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     page = build_report(nothing_yet, Path(folder) / "report.html")

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from egcam_lightning.history.history import History
 from egcam_lightning.report import build_report
-from egcam_lightning.snapshot import History
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from egcam_lightning.report.catalogue import describe
-from egcam_lightning.slices import flatten_maps
-from egcam_lightning.snapshot import History, ProbeImages, Snapshot
+from egcam_lightning.history.history import History
+from egcam_lightning.history.records import ProbeImages, Snapshot
+from egcam_lightning.metrics.registry import describe
+from egcam_lightning.pictures.volumes import flatten_maps
 
 #: Finer maps are averaged down to this many cells a side: more is not seen on a page, and 16 images over 100 epochs
 #: have to stay below 5 MB.

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from egcam_lightning.render import Pictures
-    from egcam_lightning.snapshot import History, Snapshot
+    from egcam_lightning.history.history import History
+    from egcam_lightning.history.records import Snapshot
+    from egcam_lightning.pictures.draw import Pictures
 
 __all__ = ["Sink", "SinkFactory", "find_sinks", "register_sink"]
 

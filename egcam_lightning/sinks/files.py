@@ -6,11 +6,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from egcam_lightning._files import replace_file
+from egcam_lightning.history.files import replace_file
 
 if TYPE_CHECKING:
-    from egcam_lightning.render import Pictures
-    from egcam_lightning.snapshot import History, Snapshot
+    from egcam_lightning.history.history import History
+    from egcam_lightning.history.records import Snapshot
+    from egcam_lightning.pictures.draw import Pictures
 
 
 class FileSink:

@@ -17,11 +17,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from egcam_lightning.render import HEAT_LEVELS
+from egcam_lightning.pictures.draw import HEAT_LEVELS
 
 if TYPE_CHECKING:
-    from egcam_lightning.render import Pictures
-    from egcam_lightning.snapshot import History, Snapshot
+    from egcam_lightning.history.history import History
+    from egcam_lightning.history.records import Snapshot
+    from egcam_lightning.pictures.draw import Pictures
 
 # A list of images under one key holds no more.
 _MOST = 108

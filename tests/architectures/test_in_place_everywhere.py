@@ -14,7 +14,7 @@ from torch import Tensor
 from zoo import ARCHITECTURES, Architecture, make
 
 from egcam_lightning import ExpectedGradCAM, Explanation
-from egcam_lightning.explain.cut import Cut, carrier_like
+from egcam_lightning.explain.split_model import Cut, carrier_like
 
 NAMES = [name if a.cheap else pytest.param(name, marks=pytest.mark.slow) for name, a in ARCHITECTURES.items()]
 

@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.regression import spearman_corrcoef
 
-import egcam_lightning.display
+import egcam_lightning.pictures.pixels
 from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback, History
-from egcam_lightning.render import draw
+from egcam_lightning.pictures.draw import draw
 from egcam_lightning.report.payload import build_payload
 
 SIZE = (16, 24, 32)
@@ -224,7 +224,7 @@ def test_a_resumed_run_goes_on_from_its_maps_over_all_axes(tmp_path, run):
 
 
 def test_volumes_too_large_to_be_shown_whole_are_measured_whole(tmp_path, run, monkeypatch):
-    monkeypatch.setattr(egcam_lightning.display, "MAX_VOLUME_BYTES", 3 * 8 * SIZE[0] * 12 * 16)
+    monkeypatch.setattr(egcam_lightning.pictures.pixels, "MAX_VOLUME_BYTES", 3 * 8 * SIZE[0] * 12 * 16)
     small = fit(tmp_path, 1, logger=False)
     first = run.history[1]
     assert small.history.probe.images.shape == (8, SIZE[0], 12, 16, 3)

@@ -20,8 +20,8 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from egcam_lightning import BaselineReservoir, ExpectedGradCAM, Perturbation
-from egcam_lightning.batches import find_images, get
-from egcam_lightning.chunks import images_at_once
+from egcam_lightning.data.batch import find_images, get
+from egcam_lightning.explain.chunking import images_at_once
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from egcam_lightning import ExpectedGradCAMCallback
-from egcam_lightning.packed import PackedSnapshots
+from egcam_lightning.history.packed import PackedSnapshots
 
 SIZE = 16  # of an image's side
 CLASSES = 4

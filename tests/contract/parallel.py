@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
 from egcam_lightning import ExpectedGradCAMCallback
-from egcam_lightning.store import snapshot_from_state, snapshot_to_state
+from egcam_lightning.history.codec import snapshot_from_state, snapshot_to_state
 from tests.contract.faulty import heard
 from tests.contract.helpers import fit
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from egcam_lightning.batches import IMAGE_KEYS, LABEL_KEYS
+from egcam_lightning.data.batch import IMAGE_KEYS, LABEL_KEYS
 from tests.contract.helpers import fit, make_callback
 
 CLASSES = 3

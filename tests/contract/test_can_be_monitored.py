@@ -14,8 +14,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from egcam_lightning import ExpectedGradCAMCallback
-from egcam_lightning.look import Look
 from egcam_lightning.metrics import Infidelity
+from egcam_lightning.training.snapshotter import Look
 from tests.contract.faulty import Flaky, at, heard
 from tests.contract.helpers import Net, fingerprint, fit, make_callback, train_loader
 from tests.contract.parallel import fit_in_two

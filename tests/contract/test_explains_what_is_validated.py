@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from torch.utils.data import DataLoader
 
 from egcam_lightning import ExpectedGradCAM
-from egcam_lightning.store import round_maps
+from egcam_lightning.history.codec import round_maps
 from tests.contract.helpers import Net, fit, images, make_callback, train_loader, val_loader
 
 

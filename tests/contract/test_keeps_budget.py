@@ -13,7 +13,7 @@ import pytest
 import torch
 from torchmetrics import Metric
 
-import egcam_lightning.session
+import egcam_lightning.training.session
 from egcam_lightning import ExpectedGradCAMCallback
 from tests.contract.helpers import Net, fit, make_callback
 
@@ -50,7 +50,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 0.0
-        monkeypatch.setattr(egcam_lightning.session.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(egcam_lightning.training.session.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(time, "sleep", self.sleep)
 
     def sleep(self, seconds):

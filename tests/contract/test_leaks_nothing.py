@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from egcam_lightning.packed import PackedSnapshots
-from egcam_lightning.snapshot import Snapshot
-from egcam_lightning.store import round_maps
+from egcam_lightning.history.codec import round_maps
+from egcam_lightning.history.packed import PackedSnapshots
+from egcam_lightning.history.records import Snapshot
 from tests.contract.helpers import Net, fit, images, make_callback, memory_of, train_loader, val_loader
 
 
@@ -74,7 +74,7 @@ def assert_flat(readings, slack):
 @pytest.fixture
 def page_at_the_end(monkeypatch):
     """What building the page takes for a moment, and gives back, comes in steps that drown everything else."""
-    monkeypatch.setattr("egcam_lightning.output._PAGE_SECONDS", float("inf"))
+    monkeypatch.setattr("egcam_lightning.sinks.publisher._PAGE_SECONDS", float("inf"))
 
 
 def test_nothing_but_the_history_grows(tmp_path, page_at_the_end):

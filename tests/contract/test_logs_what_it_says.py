@@ -13,9 +13,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torchmetrics import MetricCollection
 
-from egcam_lightning.look import METRICS, OVERHEAD, OWN
 from egcam_lightning.metrics import Infidelity
-from egcam_lightning.report.catalogue import CATALOGUE
+from egcam_lightning.metrics.registry import CATALOGUE, METRICS, OVERHEAD, OWN
 from tests.contract import faulty
 from tests.contract.faulty import heard
 from tests.contract.helpers import Net, fit, images, make_callback, train_loader, val_loader

@@ -15,10 +15,10 @@ from scipy import stats
 from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback, History
-from egcam_lightning.baselines import Baselines
-from egcam_lightning.look import DEFAULT_METRICS
-from egcam_lightning.probe import Probe
-from egcam_lightning.ranks import FailedElsewhere, Ranks
+from egcam_lightning.data.baselines import Baselines
+from egcam_lightning.data.probe import Probe
+from egcam_lightning.metrics.registry import DEFAULT_METRICS
+from egcam_lightning.training.process_group import FailedElsewhere, Ranks
 from tests.contract import faulty
 from tests.contract.faulty import BrokenMetric, complaints
 from tests.contract.helpers import Net, fingerprint, fit, images, make_callback, train_loader, val_loader

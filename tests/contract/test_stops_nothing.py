@@ -13,15 +13,16 @@ from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from torchmetrics import Metric
 
-import egcam_lightning.output
-import egcam_lightning.render
+import egcam_lightning.pictures.draw
 import egcam_lightning.report
-import egcam_lightning.session
-from egcam_lightning import ExpectedGradCAM, History, state
-from egcam_lightning.look import Look
-from egcam_lightning.probe import Probe
+import egcam_lightning.sinks.publisher
+import egcam_lightning.training.session
+from egcam_lightning import ExpectedGradCAM, History
+from egcam_lightning.data.probe import Probe
+from egcam_lightning.explain import module_state as state
+from egcam_lightning.history.folder import RunFolder
 from egcam_lightning.sinks import register_sink
-from egcam_lightning.store import RunFolder
+from egcam_lightning.training.snapshotter import Look
 from tests.contract import faulty
 from tests.contract.faulty import Flaky, at, complaints, full_disk, heard, read_only
 from tests.contract.helpers import Net, fingerprint, fit, images, make_callback, make_trainer, train_loader, val_loader
@@ -84,17 +85,17 @@ BREAKS = {
         [(RunFolder, "open", read_only(), at(0, 1))], "writing the history failed.*Read-only file system", 4,
     ),
     "pictures that cannot be drawn": (
-        [(egcam_lightning.render, "draw", ValueError("no colour"), at(0))], "drawing the pictures failed.*no colour", 4,
+        [(egcam_lightning.pictures.draw, "draw", ValueError("no colour"), at(0))], "drawing the pictures failed.*no colour", 4,
     ),
     "a page that cannot be built": (
         [(egcam_lightning.report, "build_report", MemoryError("the page"), at(0))], "building the page failed.*page", 4,
     ),
     "a logger that does not know its folder": (
-        [(egcam_lightning.session, "run_directory", ConnectionError("not logged in"), at(0, 1))],
+        [(egcam_lightning.training.session, "run_directory", ConnectionError("not logged in"), at(0, 1))],
         "finding where files go failed.*ConnectionError: not logged in", 4,
     ),
     "sinks that cannot be made": (
-        [(egcam_lightning.output, "find_sinks", ImportError("no wandb"), at(0))],
+        [(egcam_lightning.sinks.publisher, "find_sinks", ImportError("no wandb"), at(0))],
         "finding where pictures go failed.*no wandb", 4,
     ),
 }  # fmt: skip
@@ -340,7 +341,7 @@ def test_faults_at_random_over_a_long_run_are_told_of_once_of_each_kind(tmp_path
         (Anything, "compute", ZeroDivisionError("no images")),
         (RunFolder, "append", full_disk()),
         (RunFolder, "open", read_only()),
-        (egcam_lightning.render, "draw", ValueError("no colour")),
+        (egcam_lightning.pictures.draw, "draw", ValueError("no colour")),
         (egcam_lightning.report, "build_report", MemoryError("the page")),
         (Picky, "may_hang_up", ConnectionError("hung up")),
     ]

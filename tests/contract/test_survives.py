@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-import egcam_lightning.store
+import egcam_lightning.history.folder
 from egcam_lightning import History
 from tests.contract.faulty import heard
 from tests.contract.helpers import Net, fingerprint, fit, images, make_callback, memory_of, train_loader, val_loader
@@ -342,7 +342,7 @@ def test_killed_while_writing_a_file_nothing_is_half_written(tmp_path, whole, mo
         return original(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    monkeypatch.setattr("egcam_lightning.output._PAGE_SECONDS", 0.0)
+    monkeypatch.setattr("egcam_lightning.sinks.publisher._PAGE_SECONDS", 0.0)
     assert in_child(lambda: watched(tmp_path, every=1)) == signal.SIGKILL
     monkeypatch.undo()
     assert_whole(tmp_path / "files")
@@ -367,7 +367,7 @@ def test_killed_while_appending_a_line_the_history_is_read_without_it_and_goes_o
                 return Torn(path, "r+")
         return open(path, mode, **kwargs)
 
-    monkeypatch.setattr(egcam_lightning.store, "open", torn_open, raising=False)
+    monkeypatch.setattr(egcam_lightning.history.folder, "open", torn_open, raising=False)
     assert in_child(lambda: watched(tmp_path, every=1)) == signal.SIGKILL
     monkeypatch.undo()
     assert len(History.load(tmp_path / "files" / "egcam")) == 2

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback
-from egcam_lightning.isolation import isolated
+from egcam_lightning.explain.isolation import isolated
 
 
 class WithTable(Net):

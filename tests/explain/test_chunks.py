@@ -6,9 +6,9 @@ import pytest
 from torch import Tensor, nn
 from toy_networks import VGG, images, relative_error, seeded
 
-from egcam_lightning.chunks import Chunks, is_out_of_memory
 from egcam_lightning.explain import ExpectedGradCAM
-from egcam_lightning.explain.cut import Cut, carrier_like
+from egcam_lightning.explain.chunking import Chunks, is_out_of_memory
+from egcam_lightning.explain.split_model import Cut, carrier_like
 
 MESSAGES = [
     "CUDA out of memory. Tried to allocate 2.00 GiB",

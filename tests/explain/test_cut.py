@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from toy_networks import VGG, Case, ResNet, UNet, ViT, Wrapped, images, pooled_gap, relative_error, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM, Perturbation
-from egcam_lightning.explain.cut import Cut, carrier_like
+from egcam_lightning.explain.split_model import Cut, carrier_like
 
 NO_CUT = "not a cut of the network"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from toy_networks import Case, images, relative_error
 
 from egcam_lightning.explain import Draws, ExpectedGradCAM, Perturbation, sample_draws
-from egcam_lightning.explain.draws import sample_noise
+from egcam_lightning.explain.sampling import sample_noise
 
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 seeds = st.integers(0, 2**32 - 1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toy_networks import CLASSES, VGG, ViT, Wrapped, images, relative_error, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM, Perturbation
-from egcam_lightning.explain.layout import Layout, infer_layout
+from egcam_lightning.explain.token_layout import Layout, infer_layout
 
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 sides = st.integers(3, 20)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 from toy_networks import CLASSES, images, seeded
 
-import egcam_lightning.explain.run
+import egcam_lightning.explain.path_gradients
 from egcam_lightning import ExpectedGradCAM, Perturbation
-from egcam_lightning.explain.cut import Cut
-from egcam_lightning.explain.linear import is_linear
+from egcam_lightning.explain.linearity import is_linear
+from egcam_lightning.explain.split_model import Cut
 
 WEIGHT = nn.Parameter(torch.randn(CLASSES, 8, generator=torch.Generator().manual_seed(3)))
 
@@ -76,7 +76,7 @@ def test_a_linear_head_takes_one_gradient_an_image_and_gives_the_same_maps(
     head: Callable[[Tensor], Tensor], perturbation: Perturbation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short, few = run(head, perturbation=perturbation)
-    monkeypatch.setattr(egcam_lightning.explain.run, "is_linear", lambda *_: False)
+    monkeypatch.setattr(egcam_lightning.explain.path_gradients, "is_linear", lambda *_: False)
     long, many = run(head, perturbation=perturbation)
     assert few <= 4 < 36 <= many  # one an image; 12 draws of 3 images
     for name in ("attribution", "draws", "standard_error", "score", "baseline_score", "off_grid"):
@@ -132,7 +132,7 @@ def test_a_branch_that_the_images_do_not_take_is_not_taken_for_linear() -> None:
     explainer = ExpectedGradCAM(model, "features.3", num_samples=12, chunk_size=1)
     short = explainer(inputs, baselines, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(egcam_lightning.explain.run, "is_linear", lambda *_: False)
+        patch.setattr(egcam_lightning.explain.path_gradients, "is_linear", lambda *_: False)
         long = explainer(inputs, baselines, 1)
     torch.testing.assert_close(short.draws, long.draws, rtol=1e-4, atol=1e-6)
 

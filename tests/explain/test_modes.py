@@ -19,7 +19,7 @@ from toy_networks import (
 )
 
 from egcam_lightning.explain import ExpectedGradCAM, Perturbation
-from egcam_lightning.snapshot import Explanation
+from egcam_lightning.explain.explanation import Explanation
 
 PERTURBATIONS = [Perturbation(), Perturbation.expected("input"), Perturbation.grad_cam()]
 

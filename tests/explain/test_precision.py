@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from toy_networks import CLASSES, VGG, ResNet, UNet, images, pooled_gap, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM
-from egcam_lightning.explain.cut import Cut, carrier_like
 from egcam_lightning.explain.gradient import gradient_at
 from egcam_lightning.explain.precision import resolution
+from egcam_lightning.explain.split_model import Cut, carrier_like
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toy_networks import VGG, images, relative_error, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM, Perturbation
-from egcam_lightning.explain.cut import smaller
+from egcam_lightning.explain.split_model import smaller
 
 SIZE = (48, 64)
 pytestmark = pytest.mark.usefixtures("no_warnings")

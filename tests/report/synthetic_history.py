@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from egcam_lightning.snapshot import History, ProbeImages, Snapshot
+from egcam_lightning.history.history import History
+from egcam_lightning.history.records import ProbeImages, Snapshot
 
 CLASSES = ("cat", "dog", "<script>alert(1)</script>", "a class with a name that is much too long for its column", "owl")
 

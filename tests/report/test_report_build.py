@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from egcam_lightning.history.folder import RunFolder
+from egcam_lightning.history.history import History
+from egcam_lightning.history.records import Snapshot
 from egcam_lightning.report import build_report
 from egcam_lightning.report.__main__ import main, run_names
 from egcam_lightning.report.payload import MAX_GRID, alignment_keys, build_payload, encode_image, encode_maps
 from egcam_lightning.report.summary import place, summarise
-from egcam_lightning.snapshot import History, Snapshot
-from egcam_lightning.store import RunFolder
 
 from .synthetic_history import make_history
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from egcam_lightning.snapshot import History, ProbeImages, Snapshot
+from egcam_lightning.history.history import History
+from egcam_lightning.history.records import ProbeImages, Snapshot
 
 from .page_actions import choose, go, pixels, tiles
 from .synthetic_history import make_history

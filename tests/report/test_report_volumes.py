@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from egcam_lightning.explain.explanation import to_heatmap
+from egcam_lightning.history.history import History
+from egcam_lightning.history.records import ProbeImages, Snapshot
+from egcam_lightning.pictures.volumes import take_slices
 from egcam_lightning.report import build_report
 from egcam_lightning.report.payload import build_payload
 from egcam_lightning.report.summary import mean_map, place
-from egcam_lightning.slices import take_slices
-from egcam_lightning.snapshot import History, ProbeImages, Snapshot, to_heatmap
 
 from .page_actions import choose, go, pixels, settle, tiles
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from egcam_lightning.render import draw
-from egcam_lightning.snapshot import History, ProbeImages, Snapshot
+from egcam_lightning.history.history import History
+from egcam_lightning.history.records import ProbeImages, Snapshot
+from egcam_lightning.pictures.draw import draw
 
 N = 3
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from egcam_lightning.render import draw
+from egcam_lightning.history.history import History
+from egcam_lightning.history.records import ProbeImages, Snapshot
+from egcam_lightning.pictures.draw import draw
 from egcam_lightning.sinks.files import FileSink
 from egcam_lightning.sinks.wandb import COLUMNS, WandbSink
-from egcam_lightning.snapshot import History, ProbeImages, Snapshot
 
 
 @pytest.fixture

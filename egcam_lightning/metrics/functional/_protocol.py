@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from egcam_lightning.chunks import Chunks
+from egcam_lightning.explain.chunking import Chunks
 
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 """``(images (N, C, H, W), target (N,)) -> scores (N,)``: the score of each image for its own target."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from egcam_lightning.chunks import images_at_once
+from egcam_lightning.explain.chunking import images_at_once
 from egcam_lightning.metrics.functional._maps import check_images, check_replacement, resize, where_finite
 from egcam_lightning.metrics.functional._protocol import ScoreFunction, over_points
 

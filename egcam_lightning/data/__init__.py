@@ -1,0 +1,1 @@
+"""Batches and loaders in; fixed images, their targets and baselines out."""

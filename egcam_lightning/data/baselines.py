@@ -1,0 +1,231 @@
+"""The baselines of a fit: training images, chosen once, the same in every process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from egcam_lightning.data.batch import Key, find_images, get
+from egcam_lightning.data.loaders import CannotRead, SampleReader
+from egcam_lightning.data.probe import Probe, to_storage
+from egcam_lightning.data.reservoir import BaselineReservoir, split_sizes
+from egcam_lightning.history.codec import typed
+from egcam_lightning.seeding import generator_for
+from egcam_lightning.training.failsafe import Faults
+from egcam_lightning.training.lightning_compat import to_model
+from egcam_lightning.training.process_group import Ranks
+
+# Data without an end have no epoch to sample: so many images are enough for a sample that nobody can tell apart.
+_ENDLESS = 10_000
+
+
+class Baselines:
+    """Training images, by generation: ``0`` evenly spaced in the data, ``1`` a uniform sample of the first epoch.
+
+    Both are of what the training loader delivers. The first serve until the second are complete. Where training data
+    cannot be indexed, the sample so far serves instead, as a generation of its own each time (a negative number), since
+    drift is never taken across a change. A sample that a checkpoint does not hold is drawn anew, from a whole epoch,
+    and is the next generation.
+
+    Args:
+        size: how many.
+        seed: seeds the sample.
+        limit: the sample is complete after so many images; ``None``: with the first epoch.
+
+    """
+
+    def __init__(self, size: int, seed: int, limit: int | None = None) -> None:
+        self._size = size
+        self._seed = seed
+        self._limit = limit
+        self._rank = 0
+        self._world = 1
+        self._reservoir = BaselineReservoir(size, seed)
+        self._initial: Tensor | None = None
+        self._chosen: Tensor | None = None
+        self._generation = 0  # of the last complete sample
+        self._resumed_world: int | None = None  # how many processes saw what a checkpoint's unfinished sample is of
+        self.open = True
+
+    def collect(
+        self, trainer: Trainer, pl_module: LightningModule, input_key: Key | None, faults: Faults
+    ) -> Tensor | None:
+        """Collect the first generation, where it is needed, without moving a loader, a data set or a generator.
+
+        Returns:
+            ``(R, C, H, W)`` on the CPU, rounded to their storage type; ``None`` where the data cannot be indexed.
+
+        """
+
+        def read() -> Any:
+            try:
+                found = SampleReader(trainer, pl_module).evenly_spaced(trainer.train_dataloader, self._size)
+            except CannotRead as error:
+                faults.inform(f"{error} Baselines are sampled from the training batches instead.")
+                return None
+            return None if found is None else to_model(trainer, pl_module, found[0], validating=False)
+
+        batch = faults.guard("reading training images", read) if self._chosen is None else None
+        return None if batch is None else to_storage(get(batch, find_images(batch, input_key)).detach()).cpu()
+
+    def prepare(self, trainer: Trainer, ranks: Ranks, collected: Tensor | None) -> None:
+        """Begin a fit.
+
+        Args:
+            trainer: the Trainer.
+            ranks: its processes.
+            collected: the first generation, from :meth:`collect`.
+
+        """
+        self._rank, self._world = ranks.rank, ranks.world
+        if trainer.num_training_batches == float("inf") and self._limit is None:
+            self._limit = _ENDLESS
+        if self._chosen is not None:
+            return
+        self._initial = collected
+        if self._resumed_world is not None and max(self._resumed_world, ranks.world) > 1:
+            # A checkpoint holds what the first process saw; what the others saw is lost.
+            rank_zero_info(
+                "The checkpoint was written before the sample of training images was complete, and holds one process's "
+                "part of it. The sample is drawn anew from the next whole epoch."
+            )
+            self._renew()
+        if self._reservoir.seen == 0:
+            self._renew()
+        self._resumed_world = None
+
+    def wants(self, batch_idx: int) -> bool:
+        """Whether a training batch should pass by. A sample of an epoch begins with the epoch."""
+        return self.open and (batch_idx == 0 or self._reservoir.seen > 0 or self._limit is not None)
+
+    def update(self, images: Tensor) -> None:
+        """Let a training batch pass by."""
+        self._reservoir.update(images.detach())
+        if self._limit is not None and self._reservoir.seen >= self._limit:
+            self.open = False
+
+    def end_epoch(self) -> None:
+        """The first epoch is over: the sample is complete."""
+        if self._reservoir.seen:
+            self.open = False
+
+    def current(self, ranks: Ranks, probe: Probe, device: torch.device) -> tuple[Tensor, int] | None:
+        """The baselines to use now, ``(R, C, H, W)`` as the model takes the probe, and their generation.
+
+        Returns:
+            ``None`` where there are none yet.
+
+        """
+        if self._chosen is None and ranks.all(not self.open):
+            self._chosen, _ = self._merged(ranks, device)
+            self._generation += 1
+            self._reservoir = BaselineReservoir(1)  # its images are no longer needed
+            self._initial = None
+        images, generation = self._chosen, self._generation
+        if images is None:
+            images, generation = self._initial, 0
+        if images is None:
+            images, seen = self._merged(ranks, device)
+            generation = -seen
+        if images is None:
+            return None
+        fitted = images
+        return ranks.together(lambda: self._fitted(fitted, probe).to(device, probe.dtype)), generation
+
+    def state_dict(self, *, save_images: bool = True) -> dict[str, Any]:
+        """What a resumed fit goes on from.
+
+        Args:
+            save_images: whether it holds the images, the larger part of it.
+
+        """
+        unfinished = save_images and self._chosen is None
+        return {
+            "generation": self._generation,
+            "open": self.open,
+            "chosen": self._chosen if save_images else None,
+            "reservoir": self._reservoir.state_dict() if unfinished else None,
+            "world": self._world,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError, RuntimeError: where the state is damaged; nothing of it
+                is taken then.
+
+        """
+        generation, world, was_open = typed(state, "generation", int), typed(state, "world", int), state["open"]
+        chosen, sample, reservoir = state["chosen"], state["reservoir"], self._reservoir
+        if not isinstance(was_open, bool):
+            raise TypeError(f"'open' is {was_open!r}, expected True or False")
+        if chosen is not None and (chosen.ndim not in (4, 5) or 0 in chosen.shape):
+            raise ValueError(f"{tuple(chosen.shape)} is no shape of images")
+        if sample is not None:
+            reservoir = BaselineReservoir(self._size, self._seed)
+            reservoir.load_state_dict(sample)
+        self._generation, self._chosen, self._reservoir = generation, chosen, reservoir
+        self._resumed_world = None if sample is None else world
+        self.open = was_open if sample is not None else chosen is None
+
+    def forget(self) -> None:
+        """Let go of images that the model can no longer take, and sample anew."""
+        self._chosen = None
+        self._renew()
+
+    def _renew(self) -> None:
+        """Begin a sample; each process samples its own stream, in its own way."""
+        seed = int(generator_for(self._seed, self._rank).initial_seed())
+        exact = self._initial is not None and self._initial.dtype == torch.float32
+        self._reservoir = BaselineReservoir(self._size, seed, torch.float32 if exact else torch.float16)
+        self.open = True
+
+    def _merged(self, ranks: Ranks, device: torch.device) -> tuple[Tensor | None, int]:
+        """One uniform sample of what all processes saw, and how many images that was; only chosen rows travel."""
+        reservoir = self._reservoir
+        seen = [int(count) for count in ranks.stack(torch.tensor(reservoir.seen, device=device))]
+        if sum(seen) == 0:
+            return None, 0
+        # The split is drawn from the shared seed, so that nobody has to tell it to the others.
+        sizes = split_sizes(seen, self._size, generator_for(self._seed, 3))
+        source = next(rank for rank, count in enumerate(seen) if count)  # all take its size and type
+        generator = generator_for(self._seed, 2, ranks.rank)
+        empty: Tensor = ranks.first(reservoir.choose(0, generator).cpu() if ranks.rank == source else None, source)
+
+        def choose() -> Tensor:
+            if sizes[ranks.rank] == 0:
+                return empty.to(device)
+            rows = reservoir.choose(sizes[ranks.rank], generator).to(device)
+            if rows.shape[2:] != empty.shape[2:]:
+                rows = _resized(rows, empty.shape[2:])
+            return rows.to(empty.dtype)
+
+        rows = ranks.together(choose)
+        start = sum(sizes[: ranks.rank])
+        return ranks.join(rows, torch.arange(start, start + len(rows)), sum(sizes)), sum(seen)
+
+    def _fitted(self, images: Tensor, probe: Probe) -> Tensor:
+        """Training images at the probe's size."""
+        size = probe.images.shape[2:]
+        if images.shape[2:] == size:
+            return images
+        if not getattr(self, "_said_size", False):
+            self._said_size = True
+            rank_zero_warn(
+                f"Training images are {tuple(images.shape[2:])} and validation images {tuple(size)}: baselines are "
+                "resized to the latter."
+            )
+        return _resized(images, size)
+
+
+def _resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
+    """``(R, C, *size)``, of the same type."""
+    mode = "trilinear" if len(size) == 3 else "bilinear"
+    resized = interpolate(images.float(), size=size, mode=mode, align_corners=False)
+    return (resized if images.dtype.is_floating_point else resized.round()).to(images.dtype)

@@ -1,0 +1,101 @@
+"""Which baseline, which place, which noise: the draws of an explanation, the same at every snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from egcam_lightning.seeding import generator_for
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """The draws of an explanation: ``S`` for each of ``B`` images.
+
+    Args:
+        baseline_index: ``(S, B)`` int64, the row of the baselines.
+        place: ``(S, B)`` float, where on the path from baseline (0) to image (1).
+        noise: ``(S, B, *shape)`` standard normal numbers of the input's or the activation's shape, or ``None`` to have
+            them drawn when they are needed.
+
+    """
+
+    baseline_index: Tensor
+    place: Tensor
+    noise: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.baseline_index.ndim != 2 or self.baseline_index.shape != self.place.shape:
+            raise ValueError(
+                "Expected `baseline_index` and `place` of one shape (draws, images), but got "
+                f"{tuple(self.baseline_index.shape)} and {tuple(self.place.shape)}."
+            )
+        if self.noise is not None and self.noise.shape[:2] != self.place.shape:
+            raise ValueError(
+                f"Expected `noise` to start with the shape of `place`, {tuple(self.place.shape)}, but got "
+                f"{tuple(self.noise.shape)}."
+            )
+
+
+def sample_draws(
+    num_samples: int,
+    num_baselines: int,
+    image_index: Sequence[int],
+    interval: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> Draws:
+    """Draw baselines and places for every image, stratified in both.
+
+    Places lie one in each of ``num_samples`` equal strata of ``interval``. Baselines are a permutation, cycled. Where
+    ``num_samples`` is a multiple ``n`` of ``num_baselines`` the two form a *sliced* Latin hypercube (Qian, 2012):
+    every baseline gets one place in each of ``n`` coarse strata, which halves the error of a plain one.
+
+    An image's draws depend on the seed and on its own index alone, so that neither the batch nor the number of
+    processes changes them.
+
+    Args:
+        num_samples: draws an image, ``S``.
+        num_baselines: rows that baselines are drawn from, ``R``.
+        image_index: the index of each of ``B`` images.
+        interval: the ends of the places.
+        seed: the user's seed.
+
+    Returns:
+        Draws of shape ``(S, B)``, on the CPU.
+
+    Example:
+        >>> draws = sample_draws(4, 2, image_index=[0, 1])
+        >>> draws.place.sort(0).values[:, 0].mul(4).floor()
+        tensor([0., 1., 2., 3.])
+
+    """
+    baselines, strata, offsets = [], [], []
+    for index in image_index:  # a generator an image, by design: see above
+        generator = generator_for(seed, index, 0)
+        if num_samples % num_baselines == 0:
+            slices = num_samples // num_baselines
+            order = torch.rand(slices, num_baselines, generator=generator).argsort(1)
+            baselines.append(order.flatten())
+            strata.append(torch.arange(num_samples))
+        else:
+            order = torch.randperm(num_baselines, generator=generator)
+            baselines.append(order.repeat(num_samples // num_baselines + 1)[:num_samples])
+            strata.append(torch.randperm(num_samples, generator=generator))
+        offsets.append(torch.rand(num_samples, generator=generator))
+    low, high = interval
+    place = low + (high - low) * (torch.stack(strata, 1) + torch.stack(offsets, 1)) / num_samples
+    return Draws(torch.stack(baselines, 1), place.clamp(low, high))
+
+
+def sample_noise(shape: Sequence[int], images: Sequence[int], samples: Sequence[int], seed: int = 0) -> Tensor:
+    """Standard normal noise, one of ``shape`` for each pair of an image's index and a draw's number.
+
+    Returns:
+        ``(len(images), *shape)`` float32 on the CPU; a pair gives the same bits wherever it stands.
+
+    """
+    pairs = zip(images, samples, strict=True)
+    return torch.stack([torch.randn(*shape, generator=generator_for(seed, i, 1, s)) for i, s in pairs])

@@ -1,0 +1,74 @@
+"""When a snapshot is due, and how the time it takes is kept within a budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from egcam_lightning.history.codec import typed
+
+_ALWAYS = 3  # so many snapshots are taken whatever they cost: fewer show no change
+
+
+class Schedule:
+    """Counts the occasions for a snapshot and lets every ``interval``-th pass.
+
+    Past ``max_overhead`` of the fit's time the interval doubles, so that what remains is evenly spaced.
+
+    Args:
+        max_overhead: largest share of the fit's time that snapshots may take; ``None`` for any.
+
+    Example:
+        >>> schedule = Schedule(max_overhead=0.05)
+        >>> [schedule.due(elapsed=10.0 * n) and schedule.took(0.7) is None for n in range(1, 9)]
+        [True, True, True, False, True, False, True, False]
+
+    """
+
+    def __init__(self, max_overhead: float | None = 0.05) -> None:
+        self.max_overhead = max_overhead
+        self.interval = 1
+        self.overhead_seconds = 0.0
+        self.elapsed_before = 0.0  # seconds of this fit's earlier sessions
+        self._taken = 0
+        self._passed = 0  # occasions since the last snapshot
+
+    def fraction(self, elapsed: float) -> float:
+        """Share of the fit's time, ``elapsed`` seconds of this session and all before it, spent on snapshots."""
+        return self.overhead_seconds / max(elapsed + self.elapsed_before, self.overhead_seconds, 1e-9)
+
+    def due(self, elapsed: float) -> bool:
+        """Count an occasion, and say whether to take a snapshot at it."""
+        self._passed += 1
+        if self._passed < self.interval:
+            return False
+        if (
+            self.max_overhead is not None
+            and self._taken >= _ALWAYS
+            and self.fraction(elapsed) > self.max_overhead
+            and self._passed == self.interval
+        ):
+            self.interval *= 2
+            return False
+        return True
+
+    def took(self, seconds: float) -> None:
+        """Book a snapshot that took ``seconds``."""
+        self._taken += 1
+        self._passed = 0
+        self.overhead_seconds += seconds
+
+    def state_dict(self, elapsed: float) -> dict[str, Any]:
+        """Everything needed to go on, as plain numbers."""
+        return {
+            "interval": self.interval,
+            "overhead_seconds": self.overhead_seconds,
+            "elapsed": elapsed + self.elapsed_before,
+            "taken": self._taken,
+            "passed": self._passed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.interval, self._taken, self._passed = (typed(state, name, int) for name in ("interval", "taken", "passed"))
+        seconds = typed(state, "overhead_seconds", float), typed(state, "elapsed", float)
+        self.overhead_seconds, self.elapsed_before = seconds

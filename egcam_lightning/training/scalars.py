@@ -1,0 +1,61 @@
+"""How the values of a snapshot reach the loggers, and whoever monitors them; and how nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from lightning.pytorch import LightningModule, Trainer
+
+from egcam_lightning.history.records import When
+from egcam_lightning.training.failsafe import Faults
+
+
+def log(
+    values: Mapping[str, float],
+    when: When,
+    trainer: Trainer,
+    pl_module: LightningModule,
+    faults: Faults,
+    *,
+    monitored: bool = True,
+) -> set[str]:
+    """Log what a snapshot gave.
+
+    Snapshots of an epoch go through ``pl_module.log``, so that EarlyStopping and ModelCheckpoint can monitor them. The
+    others go to the loggers themselves: through ``pl_module.log`` they would reach none, or overwrite the epoch's.
+
+    Args:
+        values: by key; the same keys in every process.
+        when: the occasion.
+        trainer: the Trainer.
+        pl_module: its module.
+        faults: where failures go; one logger that fails silences no other.
+        monitored: whether the Trainer is where it takes the values of this epoch.
+
+    Returns:
+        The keys that can be monitored from now on.
+
+    """
+    taken: set[str] = set()
+
+    def log_epoch() -> None:
+        for key, value in values.items():
+            pl_module.log(
+                key,
+                value,
+                on_step=False,
+                on_epoch=True,
+                batch_size=1,
+                add_dataloader_idx=False,
+                sync_dist=trainer.world_size > 1,
+            )
+            taken.add(key)
+
+    if when.kind == "epoch" and monitored:
+        faults.guard("logging", log_epoch)
+        return taken
+    for logger in trainer.loggers:
+        task = partial(logger.log_metrics, {**values, "epoch": float(when.epoch)}, step=when.step)
+        faults.guard(f"logging ({type(logger).__name__})", task)
+    return taken
