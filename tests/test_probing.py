@@ -111,7 +111,9 @@ def test_without_a_choice_images_are_evenly_spaced(tmp_path):
 def test_one_data_set_split_by_samplers_gives_validation_images_and_training_baselines(tmp_path, probe, monkeypatch):
     collected = []
     prepare = Baselines.prepare
-    monkeypatch.setattr(Baselines, "prepare", lambda *given: collected.append(given[-1]) or prepare(*given))
+    monkeypatch.setattr(
+        Baselines, "prepare", lambda *given, **rest: collected.append(given[-1]) or prepare(*given, **rest)
+    )
     data, part = Data(), torch.randperm(48, generator=torch.Generator().manual_seed(0)).tolist()
     loaders = [DataLoader(data, 8, sampler=SubsetRandomSampler(indices)) for indices in (part[12:], part[:12])]
     callback = fit(tmp_path, train=loaders[0], val=loaders[1], probe=probe, num_images=8)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from egcam_lightning.data.batch import Key, find_images, get
 from egcam_lightning.data.loaders import CannotRead, SampleReader
-from egcam_lightning.data.probe import Probe, to_storage
+from egcam_lightning.data.probe import Guard, Probe, to_storage
 from egcam_lightning.data.reservoir import BaselineReservoir, split_sizes
 from egcam_lightning.history.codec import typed
 from egcam_lightning.seeding import generator_for
-from egcam_lightning.training.failsafe import Faults
-from egcam_lightning.training.lightning_compat import to_model
-from egcam_lightning.training.process_group import Ranks
+
+if TYPE_CHECKING:
+    from egcam_lightning.training.process_group import Ranks
 
 # Data without an end have no epoch to sample: so many images are enough for a sample that nobody can tell apart.
 _ENDLESS = 10_000
@@ -53,9 +53,21 @@ class Baselines:
         self.open = True
 
     def collect(
-        self, trainer: Trainer, pl_module: LightningModule, input_key: Key | None, faults: Faults
+        self,
+        reader: SampleReader,
+        loader: Any,
+        input_key: Key | None,
+        to_model: Callable[[Any], Any],
+        guard: Guard,
     ) -> Tensor | None:
         """Collect the first generation, where it is needed, without moving a loader, a data set or a generator.
+
+        Args:
+            reader: reads samples of the loader.
+            loader: the training loader.
+            input_key: where images are in a batch.
+            to_model: brings a batch to the model, as training batches are.
+            guard: does what may fail.
 
         Returns:
             ``(R, C, H, W)`` on the CPU, rounded to their storage type; ``None`` where the data cannot be indexed.
@@ -64,26 +76,26 @@ class Baselines:
 
         def read() -> Any:
             try:
-                found = SampleReader(trainer, pl_module).evenly_spaced(trainer.train_dataloader, self._size)
+                found = reader.evenly_spaced(loader, self._size)
             except CannotRead as error:
-                faults.inform(f"{error} Baselines are sampled from the training batches instead.")
+                rank_zero_info(f"{error} Baselines are sampled from the training batches instead.")
                 return None
-            return None if found is None else to_model(trainer, pl_module, found[0], validating=False)
+            return None if found is None else to_model(found[0])
 
-        batch = faults.guard("reading training images", read) if self._chosen is None else None
+        batch = guard("reading training images", read) if self._chosen is None else None
         return None if batch is None else to_storage(get(batch, find_images(batch, input_key)).detach()).cpu()
 
-    def prepare(self, trainer: Trainer, ranks: Ranks, collected: Tensor | None) -> None:
+    def prepare(self, ranks: Ranks, collected: Tensor | None, *, endless: bool = False) -> None:
         """Begin a fit.
 
         Args:
-            trainer: the Trainer.
             ranks: its processes.
             collected: the first generation, from :meth:`collect`.
+            endless: whether the training data have no end, and so no epoch.
 
         """
         self._rank, self._world = ranks.rank, ranks.world
-        if trainer.num_training_batches == float("inf") and self._limit is None:
+        if endless and self._limit is None:
             self._limit = _ENDLESS
         if self._chosen is not None:
             return

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -26,8 +25,6 @@ from egcam_lightning.data.batch import (
 )
 from egcam_lightning.data.loaders import CannotRead, SampleReader, batches_itself, num_samples
 from egcam_lightning.data.metadata import balanced_indices, known_labels
-from egcam_lightning.training.failsafe import Faults
-from egcam_lightning.training.lightning_compat import to_model, validation_source
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,23 +177,29 @@ def storage_dtype(images: Tensor) -> torch.dtype:
 _READ_TO_BALANCE = 32  # samples read for each image to choose, where labels can be had in no other way
 
 
+Guard = Callable[[str, Callable[[], Any]], Any]
+"""Does a piece of work, given with its name, and returns what it returns; ``None`` where it fails and may fail."""
+
+
 def build_probe(
-    trainer: Trainer,
-    pl_module: LightningModule,
+    reader: SampleReader,
+    loader: Any,
     given: Any,
     num_images: int,
     keys: BatchKeys,
-    faults: Faults,
+    to_model: Callable[[Any], Any],
+    guard: Guard,
 ) -> Probe | None:
-    """Build the probe: the user's batch or choice, else evenly spaced validation images, else training images.
+    """Build the probe: the user's batch or choice, else evenly spaced images.
 
     Args:
-        trainer: the Trainer.
-        pl_module: its module.
+        reader: reads samples of the loader.
+        loader: the validation loader, or the training loader where there is none.
         given: a batch, indices of the data set, ``"balanced"``, or ``None``.
         num_images: how many images to take, unless ``given`` says which.
         keys: where things are in a batch.
-        faults: where a failure to read goes that the user's own choice is not the cause of.
+        to_model: brings a batch to the model, as validation batches are.
+        guard: does what may fail without the user's own choice being the cause.
 
     Returns:
         The probe, or ``None`` where data cannot be indexed, or read, and the first validation batch must be waited for.
@@ -206,36 +209,29 @@ def build_probe(
             had: an index out of range, data without an index, or without labels to balance.
 
     """
-    chosen = isinstance(given, str) or _as_indices(given) is not None
-    if given is not None and not chosen:
-        batch = to_model(trainer, pl_module, given, validating=True)
+    if is_batch(given):
+        batch = to_model(given)
         size = len(get(batch, find_images(batch, keys.input)))
         if size == 0:
             raise ValueError("Expected `probe` to hold at least one image, but its batch is empty.")
         return Probe.from_batch(batch, size, keys)
-    loader = validation_source(trainer)
-    if loader is None:
-        rank_zero_warn("There are no validation data: training images are explained instead.")
-        loader = trainer.train_dataloader
-    reader = SampleReader(trainer, pl_module)
-    if chosen:  # what was asked for and cannot be had is an error
+    if given is not None:  # what was asked for and cannot be had is an error
         try:
             indices = _chosen_indices(reader, loader, given, num_images, keys)
             (samples,) = reader.read(loader, [indices])
         except CannotRead as error:
             raise ValueError(f"{error} {error.remedy}") from error
-        batch = to_model(trainer, pl_module, samples, validating=True)
-        return Probe.from_batch(batch, len(indices), keys)
+        return Probe.from_batch(to_model(samples), len(indices), keys)
 
     def read() -> tuple[Any, list[Any]] | None:
         try:
             found = reader.evenly_spaced(loader, num_images)
         except CannotRead as error:
-            faults.warn(f"{error} The images of the first validation batch are explained instead. {error.remedy}")
+            rank_zero_warn(f"{error} The images of the first validation batch are explained instead. {error.remedy}")
             return None
-        return None if found is None else (to_model(trainer, pl_module, found[0], validating=True), found[1])
+        return None if found is None else (to_model(found[0]), found[1])
 
-    found = faults.guard("reading images to explain", read)
+    found = guard("reading images to explain", read)
     if found is None:
         return None
     batch, indices = found
@@ -245,6 +241,11 @@ def build_probe(
             "taking them all."
         )
     return Probe.from_batch(batch, num_images, keys)
+
+
+def is_batch(given: Any) -> bool:
+    """Whether the user gave a batch, and not a choice of images."""
+    return not (given is None or isinstance(given, str) or _as_indices(given) is not None)
 
 
 def check_probe(given: Any) -> None:

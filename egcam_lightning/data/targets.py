@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from egcam_lightning.data.batch import LABEL_KEYS
-from egcam_lightning.explain.scores import OutputScore
+
+if TYPE_CHECKING:
+    from egcam_lightning.explain.scores import OutputScore
 
 Target = str | int | Callable[..., Any]
 

@@ -13,10 +13,10 @@ from egcam_lightning.history.folder import RunFolder
 from egcam_lightning.history.history import History
 from egcam_lightning.history.records import Snapshot
 from egcam_lightning.sinks import Sink, find_sinks
-from egcam_lightning.training.failsafe import Faults
 
 if TYPE_CHECKING:
     from egcam_lightning.pictures.draw import Pictures
+    from egcam_lightning.training.failsafe import Faults
 
 _PAGE_SECONDS = 5.0  # the page is not rebuilt more often than this, so that it can be watched but costs little
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from egcam_lightning.config import Settings
 from egcam_lightning.data.batch import find_images, get
-from egcam_lightning.data.probe import Probe, build_probe
+from egcam_lightning.data.loaders import SampleReader
+from egcam_lightning.data.probe import Probe, build_probe, is_batch
 from egcam_lightning.data.targets import chosen_targets, known_targets
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.explain.chunking import is_out_of_memory
@@ -25,7 +27,13 @@ from egcam_lightning.history.records import Snapshot, When
 from egcam_lightning.metrics.registry import build_metrics, needs_masks
 from egcam_lightning.sinks.publisher import Output
 from egcam_lightning.training.failsafe import Faults
-from egcam_lightning.training.lightning_compat import logger_step, unheard, validation_data
+from egcam_lightning.training.lightning_compat import (
+    logger_step,
+    to_model,
+    unheard,
+    validation_data,
+    validation_source,
+)
 from egcam_lightning.training.probe_display import probe_images
 from egcam_lightning.training.process_group import Ranks
 from egcam_lightning.training.run_directory import run_directory
@@ -83,7 +91,8 @@ class Session:
                     "their end."
                 )
             probe, initial = (self._ranks.first_known(found) for found in self._read_if_it_fits())
-            record.baselines.prepare(trainer, self._ranks, initial)
+            endless = trainer.num_training_batches == float("inf")
+            record.baselines.prepare(self._ranks, initial, endless=endless)
             if probe is not None:
                 self._waiting = probe
                 try:
@@ -236,10 +245,18 @@ class Session:
 
     def _read(self) -> tuple[Probe | None, Tensor | None]:
         """Read the images to explain and the first baselines, as far as the data can be indexed."""
-        trainer, module, settings, faults = self._trainer, self._module, self._settings, self._faults
+        trainer, module, settings, guard = self._trainer, self._module, self._settings, self._faults.guard
+        reader = SampleReader(trainer, module)
+        validation, training = (partial(to_model, trainer, module, validating=flag) for flag in (True, False))
+        loader = validation_source(trainer)
+        if loader is None:
+            loader = trainer.train_dataloader
+            if not is_batch(settings.probe):
+                rank_zero_warn("There are no validation data: training images are explained instead.")
         with self._looking():
-            probe = build_probe(trainer, module, settings.probe, settings.num_images, settings.keys, faults)
-            return probe, self._record.baselines.collect(trainer, module, settings.keys.input, faults)
+            probe = build_probe(reader, loader, settings.probe, settings.num_images, settings.keys, validation, guard)
+            baselines = self._record.baselines
+            return probe, baselines.collect(reader, trainer.train_dataloader, settings.keys.input, training, guard)
 
     def _read_if_it_fits(self) -> tuple[Probe | None, Tensor | None]:
         """The same, or nothing where memory does not suffice: the first batches that pass by will do."""
