@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from egcam_lightning.config import Settings, as_tuple, check_counts
+from egcam_lightning.config import CallbackConfig, as_tuple, check_counts
 from egcam_lightning.data.baselines import Baselines
 from egcam_lightning.data.batch import BatchKeys
 from egcam_lightning.data.probe import check_probe
@@ -23,10 +23,10 @@ from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import ScoreName
 from egcam_lightning.history.history import History
 from egcam_lightning.history.records import ProbeImages
-from egcam_lightning.training.failsafe import Faults
+from egcam_lightning.training.failsafe import Failsafe
 from egcam_lightning.training.monitors import Monitors
-from egcam_lightning.training.overhead_budget import Schedule
-from egcam_lightning.training.run_state import Record, new_run
+from egcam_lightning.training.overhead_budget import OverheadBudget
+from egcam_lightning.training.run_state import RunState, new_run
 from egcam_lightning.training.session import Session
 
 
@@ -42,7 +42,7 @@ class ExpectedGradCAMCallback(Callback):
             of their maps (for a timeline each, take an instance a layer, with a ``log_prefix`` of its own).
         num_images: images of the probe, evenly spaced among what the first validation loader delivers.
         num_baselines: training images kept as baselines, a uniform sample of the first epoch.
-        num_samples: draws an image; a multiple of ``num_baselines`` is best.
+        num_samples: draws per image; a multiple of ``num_baselines`` is best.
         every_n_epochs: take a snapshot at the validations of every n-th epoch; ``None`` for none of them. Without
             validation it is taken at the end of the epoch.
         every_n_train_steps: take one every n optimizer steps as well.
@@ -52,7 +52,7 @@ class ExpectedGradCAMCallback(Callback):
             (the wrong class that the model then prefers), a class for all images, or a callable from (output, labels)
             to ``(N,)`` classes or ``(N, classes)`` bool, asked at that same snapshot. The class of an image then stays
             the same for the whole run.
-        metrics: ``"default"`` (about 48 passes an image), names, instances of ``torchmetrics.Metric``, or ``()``; a
+        metrics: ``"default"`` (about 48 passes per image), names, instances of ``torchmetrics.Metric``, or ``()``; a
             mapping or a ``MetricCollection`` gives them keys of your own, as two of one class need.
         probe: what to explain instead: a batch, as the validation loader would make it; indices of the validation
             data set; or ``"balanced"``, ``num_images`` of it with every class as often as any other.
@@ -164,7 +164,7 @@ class ExpectedGradCAMCallback(Callback):
             "chunk_size": chunk_size,
         }
         check_probe(probe)
-        self._settings = Settings(
+        self._config = CallbackConfig(
             explainer=explainer,
             target=target,
             metrics=_choice(metrics),
@@ -195,9 +195,9 @@ class ExpectedGradCAMCallback(Callback):
         self._every_n_train_steps = every_n_train_steps
         self._log_at_start = log_at_start
         self._save_baselines = save_baselines
-        self._record = self._new_record()
+        self._run_state = self._new_run_state()
         self._resumed = False  # whether the record is a checkpoint's
-        self._faults = Faults(strict)
+        self._failsafe = Failsafe(strict)
         self._session: Session | None = None
         self._monitors: Monitors | None = None
         self._run_dir: Path | None = None
@@ -208,7 +208,7 @@ class ExpectedGradCAMCallback(Callback):
     @property
     def history(self) -> History:
         """The snapshots so far, oldest first."""
-        return self._record.history
+        return self._run_state.history
 
     @property
     def run_dir(self) -> Path | None:
@@ -218,7 +218,7 @@ class ExpectedGradCAMCallback(Callback):
     @property
     def state_key(self) -> str:
         """Instances with different prefixes keep their states apart."""
-        return self._generate_state_key(log_prefix=self._settings.prefix)
+        return self._generate_state_key(log_prefix=self._config.prefix)
 
     # ---- the Trainer's hooks
 
@@ -235,15 +235,15 @@ class ExpectedGradCAMCallback(Callback):
                 f"ExpectedGradCAMCallback does not run under {strategy}: the weights of a layer are spread over "
                 "processes there. Use DDP, or remove the callback."
             )
-        prefix = self._settings.prefix
+        prefix = self._config.prefix
         callbacks: list[Any] = getattr(trainer, "callbacks", [])
         twins = [c for c in callbacks if isinstance(c, ExpectedGradCAMCallback) and c is not self]
-        prefixes = [twin._settings.prefix for twin in twins]
+        prefixes = [twin._config.prefix for twin in twins]
         if prefix in prefixes:
             raise MisconfigurationException(
                 f"Two ExpectedGradCAMCallbacks log under the prefix {prefix!r}. Give one of them another `log_prefix`."
             )
-        self._monitors = Monitors(trainer, self._settings, prefixes, self._every_n_epochs, self._log_at_start)
+        self._monitors = Monitors(trainer, self._config, prefixes, self._every_n_epochs, self._log_at_start)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the images and find the layer; take the snapshot before training."""
@@ -251,12 +251,12 @@ class ExpectedGradCAMCallback(Callback):
             rank_zero_info("ExpectedGradCAMCallback takes no snapshots with `barebones=True`.")
             return
         if trainer.global_step == 0 and not self._resumed:  # a new training with an instance that has seen another
-            self._record, self._faults = self._new_record(), Faults(self._settings.strict)
+            self._run_state, self._failsafe = self._new_run_state(), Failsafe(self._config.strict)
         self._last_global_step = trainer.global_step
-        self._session = Session(trainer, pl_module, self._settings, self._record, self._faults, self._started)
+        self._session = Session(trainer, pl_module, self._config, self._run_state, self._failsafe, self._started)
         if self._log_at_start and not len(self.history) and trainer.global_step == 0:
             self._session.snapshot("start")
-        self._session.make_up()
+        self._session.take_pending()
         if self._monitors is not None:
             self._monitors.begin(pl_module, self.history)
 
@@ -273,11 +273,11 @@ class ExpectedGradCAMCallback(Callback):
             return
         last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
         if last:
-            self._record.baselines.end_epoch()
+            self._run_state.baselines.end_epoch()
         n, before, now = self._every_n_train_steps, self._last_global_step, trainer.global_step
         self._last_global_step = now
         if self._epoch_follows(trainer, last):
-            self._session.owe()
+            self._session.mark_pending()
         # Batches that only accumulate gradients make no step, and several optimizers make several at once.
         elif n is not None and now // n > before // n:
             self._session.snapshot("step")
@@ -302,7 +302,7 @@ class ExpectedGradCAMCallback(Callback):
         if self._session is None or not self._awaits_batch:
             return
         self._awaits_batch = False
-        self._session.offer(batch)
+        self._session.begin_with(batch)
         if self._in_epochs(trainer):
             self._take(self._session)
 
@@ -310,7 +310,7 @@ class ExpectedGradCAMCallback(Callback):
         """Take the epoch's snapshot where there is no validation."""
         if self._session is None:
             return
-        self._record.baselines.end_epoch()
+        self._run_state.baselines.end_epoch()
         if self._in_epochs(trainer) and not self._session.validates:
             self._take(self._session)
 
@@ -330,18 +330,18 @@ class ExpectedGradCAMCallback(Callback):
         """Leave a page of what there is when training ends early; nothing is torn down then."""
         if self._session is not None:
             self._session.finish()
-        self._let_go()
+        self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the model, the loggers and the clock."""
-        self._let_go()
+        self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._monitors is not None:
             self._monitors.end()
             self._monitors = None
         if self._session is not None:
-            self._record.schedule.elapsed_before += self._session.elapsed
+            self._run_state.schedule.elapsed_before += self._session.elapsed
             self._run_dir = self._session.run_dir
             self._session = None
 
@@ -350,21 +350,21 @@ class ExpectedGradCAMCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed fit goes on from, in plain tensors and numbers."""
         elapsed = 0.0 if self._session is None else self._session.elapsed
-        return self._record.state_dict(elapsed, save_baselines=self._save_baselines)
+        return self._run_state.state_dict(elapsed, save_baselines=self._save_baselines)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a state that does not fit is told of, and the run starts afresh."""
-        self._record = self._new_record()  # nothing is left of an earlier training, whatever the state is like
-        self._record.load_state_dict(state_dict)
+        self._run_state = self._new_run_state()  # nothing is left of an earlier training, whatever the state is like
+        self._run_state.load_state_dict(state_dict)
         self._resumed = True
 
-    def _new_record(self) -> Record:
+    def _new_run_state(self) -> RunState:
         """The record of a training that has yet to begin."""
-        settings = self._settings
-        return Record(
-            Baselines(settings.num_baselines, settings.seed, settings.baseline_samples),
-            Schedule(settings.max_overhead),
-            History(ProbeImages(torch.empty(0, 0, 0, 3, dtype=torch.uint8)), prefix=settings.prefix, run=new_run()),
+        config = self._config
+        return RunState(
+            Baselines(config.num_baselines, config.seed, config.baseline_samples),
+            OverheadBudget(config.max_overhead),
+            History(ProbeImages(torch.empty(0, 0, 0, 3, dtype=torch.uint8)), prefix=config.prefix, run=new_run()),
         )
 
     def _in_epochs(self, trainer: Trainer) -> bool:

@@ -16,7 +16,7 @@ from egcam_lightning.metrics.registry import build_metrics
 
 
 @dataclass(frozen=True, eq=False)
-class Settings:
+class CallbackConfig:
     """What the user asked for.
 
     Raises:

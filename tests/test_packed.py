@@ -10,7 +10,8 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from egcam_lightning.history.codec import round_maps, snapshot_to_state
-from egcam_lightning.history.folder import RunFolder, load_history
+from egcam_lightning.history.folder import RunFolder
+from egcam_lightning.history.history import History
 from egcam_lightning.history.packed import PackedSnapshots
 from egcam_lightning.history.records import ProbeImages, Snapshot
 from tests.contract.helpers import memory_of
@@ -137,7 +138,7 @@ def test_no_file_is_read_for_anything_but_maps(tmp_path, monkeypatch):
 def test_a_folder_with_averages_is_a_history_that_says_so_by_their_shapes(tmp_path):
     packed = PackedSnapshots(make_snapshot(step) for step in range(4))
     RunFolder(tmp_path).open(ProbeImages(torch.zeros(N, 8, 8, 3, dtype=torch.uint8)), "egcam", packed)
-    grids = [tuple(snapshot.attribution.shape[1:]) for snapshot in load_history(tmp_path)]
+    grids = [tuple(snapshot.attribution.shape[1:]) for snapshot in History.load(tmp_path)]
     assert grids == [(64, 64), (8, 8), (8, 8), (64, 64)]
 
 

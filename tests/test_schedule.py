@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egcam_lightning.training.overhead_budget import Schedule
+from egcam_lightning.training.overhead_budget import OverheadBudget
 
 
-def run(schedule: Schedule, occasions: int, step: float, cost: float) -> list[int]:
+def run(schedule: OverheadBudget, occasions: int, step: float, cost: float) -> list[int]:
     taken = []
     elapsed = 0.0
     for occasion in range(occasions):
@@ -21,16 +21,16 @@ def run(schedule: Schedule, occasions: int, step: float, cost: float) -> list[in
 
 
 def test_without_a_budget_every_occasion_is_taken():
-    assert run(Schedule(None), 20, step=0.001, cost=10.0) == list(range(20))
+    assert run(OverheadBudget(None), 20, step=0.001, cost=10.0) == list(range(20))
 
 
 def test_the_first_three_are_always_taken():
-    assert run(Schedule(1e-6), 3, step=0.001, cost=10.0) == [0, 1, 2]
+    assert run(OverheadBudget(1e-6), 3, step=0.001, cost=10.0) == [0, 1, 2]
 
 
 @given(cost=st.floats(0.1, 5.0), budget=st.floats(0.02, 0.5))
 def test_the_share_of_time_stays_near_the_budget_and_spacing_is_even(cost, budget):
-    schedule = Schedule(budget)
+    schedule = OverheadBudget(budget)
     taken = run(schedule, 4000, step=1.0, cost=cost)
     spent = len(taken) * cost
     assert spent / (4000 + spent) <= budget * 1.1 + 3 * cost / 4000
@@ -39,10 +39,10 @@ def test_the_share_of_time_stays_near_the_budget_and_spacing_is_even(cost, budge
 
 
 def test_a_resumed_schedule_goes_on_as_if_never_interrupted():
-    whole, first = Schedule(0.05), Schedule(0.05)
+    whole, first = OverheadBudget(0.05), OverheadBudget(0.05)
     expected = run(whole, 40, 1.0, 0.5)
     taken = run(first, 20, 1.0, 0.5)
-    second = Schedule(0.05)
+    second = OverheadBudget(0.05)
     second.load_state_dict(first.state_dict(20 + 0.5 * len(taken)))
     elapsed = 0.0
     for occasion in range(20, 40):

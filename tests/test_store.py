@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egcam_lightning.history.codec import pack_maps, round_maps, snapshot_from_state, snapshot_to_state, unpack_maps
-from egcam_lightning.history.folder import RunFolder, load_history
+from egcam_lightning.history.folder import RunFolder
 from egcam_lightning.history.history import History
 from egcam_lightning.history.packed import PackedSnapshots
 from egcam_lightning.history.records import ProbeImages, Snapshot
@@ -197,7 +197,7 @@ def test_volumes_and_their_maps_are_read_over_all_axes(tmp_path):
     assert_same(snapshot_from_state(snapshot_to_state(snapshots[0])), snapshots[0])
     assert_same(PackedSnapshots(snapshots)[1], snapshots[1])
     RunFolder(tmp_path).open(probe, "mine", snapshots)
-    history = load_history(tmp_path)
+    history = History.load(tmp_path)
     for a, b in zip(history.snapshots, snapshots, strict=True):
         assert_same(a, b)
     assert torch.equal(history.probe.images, probe.images)
@@ -207,10 +207,10 @@ def test_volumes_and_their_maps_are_read_over_all_axes(tmp_path):
     assert (header["version"], header["size"], line["grid"]) == (2, [6, 12, 9], [3, *GRID])
     rewrite(tmp_path, 1, grid=list(GRID))
     with pytest.raises(ValueError, match=r"line 2 .* no size along 3 axes"):
-        load_history(tmp_path)
+        History.load(tmp_path)
     rewrite(tmp_path, 0, version=1)
     with pytest.raises(ValueError, match="no size along 2 axes"):
-        load_history(tmp_path)
+        History.load(tmp_path)
 
 
 def test_a_history_of_images_is_written_as_version_1_always_was(tmp_path):
@@ -232,7 +232,7 @@ def test_a_history_of_images_is_written_as_version_1_always_was(tmp_path):
 def test_a_probe_without_labels_and_masks_is_read(tmp_path):
     folder = RunFolder(tmp_path)
     folder.open(ProbeImages(images=torch.zeros(2, 3, 4, 3, dtype=torch.uint8)))
-    probe = load_history(tmp_path).probe
+    probe = History.load(tmp_path).probe
     assert probe.labels is None
     assert probe.masks is None
     assert probe.class_names is None
@@ -256,7 +256,7 @@ def test_the_same_epoch_and_step_is_written_once(tmp_path):
     folder = opened(tmp_path, [make_snapshot(0, 9)])
     assert folder.append(make_snapshot(0, 10)) is True
     assert folder.append(make_snapshot(0, 9)) is False
-    assert [s.key for s in load_history(tmp_path).snapshots] == [(0, 9, "epoch"), (0, 10, "epoch")]
+    assert [s.key for s in History.load(tmp_path).snapshots] == [(0, 9, "epoch"), (0, 10, "epoch")]
 
 
 @pytest.mark.parametrize("torn", [b'{"epoch": 5, "st', b"\xff\xfe", b"{}"])
@@ -264,7 +264,7 @@ def test_a_torn_last_line_is_ignored(tmp_path, torn):
     opened(tmp_path, [make_snapshot()])
     with open(tmp_path / "history.jsonl", "ab") as file:
         file.write(torn)
-    assert len(load_history(tmp_path)) == 1
+    assert len(History.load(tmp_path)) == 1
 
 
 def test_every_prefix_of_a_history_is_a_history(tmp_path):
@@ -274,7 +274,7 @@ def test_every_prefix_of_a_history_is_a_history(tmp_path):
     lengths = set()
     for end in range(header, len(content) + 1, 7):
         (tmp_path / "history.jsonl").write_bytes(content[:end])
-        lengths.add(len(load_history(tmp_path)))
+        lengths.add(len(History.load(tmp_path)))
     assert lengths == {0, 1}
 
 
@@ -284,7 +284,7 @@ def test_opening_with_a_checkpoints_snapshots_cuts_what_is_past_it(tmp_path):
     (tmp_path / "maps" / "note.txt").write_text("somebody's own")
     folder = RunFolder(tmp_path)
     folder.open(make_probe(), "mine", past[:2])
-    assert [s.key for s in load_history(tmp_path).snapshots] == [(0, 9, "epoch"), (1, 19, "epoch")]
+    assert [s.key for s in History.load(tmp_path).snapshots] == [(0, 9, "epoch"), (1, 19, "epoch")]
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == [
         "epoch=0000-step=000009.npz",
         "epoch=0001-step=000019.npz",
@@ -292,14 +292,14 @@ def test_opening_with_a_checkpoints_snapshots_cuts_what_is_past_it(tmp_path):
     ]
     assert folder.append(past[1]) is False
     assert folder.append(past[2]) is True
-    assert_same(load_history(tmp_path)[2], past[2])
+    assert_same(History.load(tmp_path)[2], past[2])
 
 
 def test_a_resumed_run_in_another_folder_takes_its_past_along(tmp_path):
     past = [make_snapshot(0, 9), make_snapshot(1, 19)]
     states = [snapshot_to_state(snapshot) for snapshot in past]
     RunFolder(tmp_path / "new").open(make_probe(), "mine", map(snapshot_from_state, states))
-    for a, b in zip(load_history(tmp_path / "new").snapshots, past, strict=True):
+    for a, b in zip(History.load(tmp_path / "new").snapshots, past, strict=True):
         assert_same(a, b)
 
 
@@ -317,7 +317,7 @@ def test_a_failed_write_leaves_the_history_as_it_was(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert (tmp_path / "history.jsonl").read_bytes() == before
     assert folder.append(make_snapshot(1, 19)) is True
-    assert len(load_history(tmp_path)) == 2
+    assert len(History.load(tmp_path)) == 2
 
 
 def test_nothing_temporary_is_left(tmp_path):
@@ -366,7 +366,7 @@ def test_foreign_content_is_refused_with_a_sentence(tmp_path, number, changes, m
     opened(tmp_path, [make_snapshot()])
     rewrite(tmp_path, number, **changes)
     with pytest.raises(ValueError, match=r"is damaged, or no history of this package") as caught:
-        load_history(tmp_path)
+        History.load(tmp_path)
     assert message in str(caught.value)
     assert ("line 2" in str(caught.value)) == (number == 1)
 
@@ -380,7 +380,7 @@ def test_values_of_another_kind_are_refused(tmp_path, name, values):
     line = json.loads((tmp_path / "history.jsonl").read_text().splitlines()[1])
     rewrite(tmp_path, 1, values={**line["values"], name: values})
     with pytest.raises(ValueError, match="is damaged"):
-        load_history(tmp_path)
+        History.load(tmp_path)
 
 
 @pytest.mark.parametrize("line", [b"[1]", b"[" * 100_000, b"{", b"\xff\xff", b'{"epoch": NaN}', b"9" * 5000])
@@ -389,7 +389,7 @@ def test_a_damaged_line_before_the_last_is_refused(tmp_path, line):
     with open(tmp_path / "history.jsonl", "ab") as file:
         file.write(line + b"\n")
     with pytest.raises(ValueError, match="line 3 is damaged"):
-        load_history(tmp_path)
+        History.load(tmp_path)
 
 
 def test_a_line_without_end_is_not_read_to_its_end(tmp_path):
@@ -397,7 +397,7 @@ def test_a_line_without_end_is_not_read_to_its_end(tmp_path):
     with open(tmp_path / "history.jsonl", "ab") as file:
         file.write(b" " * (2**22 + 2))
     with pytest.raises(ValueError, match="longer than 4 MiB"):
-        load_history(tmp_path)
+        History.load(tmp_path)
 
 
 def test_a_file_without_end_is_not_read_at_all(tmp_path):
@@ -405,15 +405,15 @@ def test_a_file_without_end_is_not_read_at_all(tmp_path):
     with open(tmp_path / "history.jsonl", "ab") as file:
         file.truncate(2**27 + 1)
     with pytest.raises(ValueError, match="larger than 128 MiB"):
-        load_history(tmp_path)
+        History.load(tmp_path)
 
 
 def test_a_folder_without_a_history_names_the_one_below(tmp_path):
     opened(tmp_path / "version_0" / "egcam")
     with pytest.raises(ValueError, match=r"did you mean .*version_0.egcam\?"):
-        load_history(tmp_path / "version_0")
+        History.load(tmp_path / "version_0")
     with pytest.raises(ValueError, match="holds no history"):
-        load_history(tmp_path)
+        History.load(tmp_path)
 
 
 def maps_file(tmp_path):
@@ -451,7 +451,7 @@ def test_a_pickle_in_the_maps_is_not_run(tmp_path):
     np.save(buffer, objects, allow_pickle=True)
     write_members(path, half=buffer.getvalue(), scale=npy(SCALE))
     with pytest.raises(ValueError, match=r"'half' is \|O"):
-        load_history(tmp_path)
+        History.load(tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -474,7 +474,7 @@ def test_a_pickle_in_the_maps_is_not_run(tmp_path):
 def test_foreign_maps_are_refused(tmp_path, members):
     write_members(maps_file(tmp_path), **members)
     with pytest.raises(ValueError, match="line 2 is damaged"):
-        load_history(tmp_path)
+        History.load(tmp_path)
 
 
 def test_maps_that_unpack_to_far_more_than_announced_are_not_unpacked(tmp_path):
@@ -486,14 +486,14 @@ def test_maps_that_unpack_to_far_more_than_announced_are_not_unpacked(tmp_path):
         archive.writestr("scale.npy", npy(SCALE))
     assert path.stat().st_size < 4096
     with pytest.raises(ValueError, match="longer than it says"):
-        load_history(tmp_path)
+        History.load(tmp_path)
 
 
 def test_a_file_of_maps_larger_than_its_content_is_refused_unread(tmp_path):
     path = maps_file(tmp_path)
     path.write_bytes(path.read_bytes() + bytes(10_000))
     with pytest.raises(ValueError, match="larger than what it should hold"):
-        load_history(tmp_path)
+        History.load(tmp_path)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -506,4 +506,4 @@ def test_a_flipped_byte_anywhere_is_read_or_refused_but_never_crashes(tmp_path_f
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     with contextlib.suppress(ValueError):
-        load_history(folder)
+        History.load(folder)

@@ -14,11 +14,11 @@ from egcam_lightning.data.batch import Key, find_images, get
 from egcam_lightning.data.loaders import CannotRead, SampleReader
 from egcam_lightning.data.probe import Guard, Probe, to_storage
 from egcam_lightning.data.reservoir import BaselineReservoir, split_sizes
-from egcam_lightning.history.codec import typed
 from egcam_lightning.seeding import generator_for
+from egcam_lightning.state_values import typed
 
 if TYPE_CHECKING:
-    from egcam_lightning.training.process_group import Ranks
+    from egcam_lightning.training.process_group import ProcessGroup
 
 # Data without an end have no epoch to sample: so many images are enough for a sample that nobody can tell apart.
 _ENDLESS = 10_000
@@ -85,22 +85,22 @@ class Baselines:
         batch = guard("reading training images", read) if self._chosen is None else None
         return None if batch is None else to_storage(get(batch, find_images(batch, input_key)).detach()).cpu()
 
-    def prepare(self, ranks: Ranks, collected: Tensor | None, *, endless: bool = False) -> None:
+    def prepare(self, process_group: ProcessGroup, collected: Tensor | None, *, endless: bool = False) -> None:
         """Begin a fit.
 
         Args:
-            ranks: its processes.
+            process_group: its processes.
             collected: the first generation, from :meth:`collect`.
             endless: whether the training data have no end, and so no epoch.
 
         """
-        self._rank, self._world = ranks.rank, ranks.world
+        self._rank, self._world = process_group.rank, process_group.world
         if endless and self._limit is None:
             self._limit = _ENDLESS
         if self._chosen is not None:
             return
         self._initial = collected
-        if self._resumed_world is not None and max(self._resumed_world, ranks.world) > 1:
+        if self._resumed_world is not None and max(self._resumed_world, process_group.world) > 1:
             # A checkpoint holds what the first process saw; what the others saw is lost.
             rank_zero_info(
                 "The checkpoint was written before the sample of training images was complete, and holds one process's "
@@ -126,15 +126,15 @@ class Baselines:
         if self._reservoir.seen:
             self.open = False
 
-    def current(self, ranks: Ranks, probe: Probe, device: torch.device) -> tuple[Tensor, int] | None:
+    def current(self, process_group: ProcessGroup, probe: Probe, device: torch.device) -> tuple[Tensor, int] | None:
         """The baselines to use now, ``(R, C, H, W)`` as the model takes the probe, and their generation.
 
         Returns:
             ``None`` where there are none yet.
 
         """
-        if self._chosen is None and ranks.all(not self.open):
-            self._chosen, _ = self._merged(ranks, device)
+        if self._chosen is None and process_group.all(not self.open):
+            self._chosen, _ = self._merged(process_group, device)
             self._generation += 1
             self._reservoir = BaselineReservoir(1)  # its images are no longer needed
             self._initial = None
@@ -142,12 +142,14 @@ class Baselines:
         if images is None:
             images, generation = self._initial, 0
         if images is None:
-            images, seen = self._merged(ranks, device)
+            images, seen = self._merged(process_group, device)
             generation = -seen
         if images is None:
             return None
         fitted = images
-        return ranks.together(lambda: self._fitted(fitted, probe).to(device, probe.dtype)), generation
+        return process_group.run_or_raise_everywhere(
+            lambda: self._fitted(fitted, probe).to(device, probe.dtype)
+        ), generation
 
     def state_dict(self, *, save_images: bool = True) -> dict[str, Any]:
         """What a resumed fit goes on from.
@@ -198,29 +200,31 @@ class Baselines:
         self._reservoir = BaselineReservoir(self._size, seed, torch.float32 if exact else torch.float16)
         self.open = True
 
-    def _merged(self, ranks: Ranks, device: torch.device) -> tuple[Tensor | None, int]:
+    def _merged(self, process_group: ProcessGroup, device: torch.device) -> tuple[Tensor | None, int]:
         """One uniform sample of what all processes saw, and how many images that was; only chosen rows travel."""
         reservoir = self._reservoir
-        seen = [int(count) for count in ranks.stack(torch.tensor(reservoir.seen, device=device))]
+        seen = [int(count) for count in process_group.all_gather(torch.tensor(reservoir.seen, device=device))]
         if sum(seen) == 0:
             return None, 0
         # The split is drawn from the shared seed, so that nobody has to tell it to the others.
         sizes = split_sizes(seen, self._size, generator_for(self._seed, 3))
         source = next(rank for rank, count in enumerate(seen) if count)  # all take its size and type
-        generator = generator_for(self._seed, 2, ranks.rank)
-        empty: Tensor = ranks.first(reservoir.choose(0, generator).cpu() if ranks.rank == source else None, source)
+        generator = generator_for(self._seed, 2, process_group.rank)
+        empty: Tensor = process_group.broadcast(
+            reservoir.choose(0, generator).cpu() if process_group.rank == source else None, source
+        )
 
         def choose() -> Tensor:
-            if sizes[ranks.rank] == 0:
+            if sizes[process_group.rank] == 0:
                 return empty.to(device)
-            rows = reservoir.choose(sizes[ranks.rank], generator).to(device)
+            rows = reservoir.choose(sizes[process_group.rank], generator).to(device)
             if rows.shape[2:] != empty.shape[2:]:
                 rows = _resized(rows, empty.shape[2:])
             return rows.to(empty.dtype)
 
-        rows = ranks.together(choose)
-        start = sum(sizes[: ranks.rank])
-        return ranks.join(rows, torch.arange(start, start + len(rows)), sum(sizes)), sum(seen)
+        rows = process_group.run_or_raise_everywhere(choose)
+        start = sum(sizes[: process_group.rank])
+        return process_group.assemble(rows, torch.arange(start, start + len(rows)), sum(sizes)), sum(seen)
 
     def _fitted(self, images: Tensor, probe: Probe) -> Tensor:
         """Training images at the probe's size."""
@@ -228,7 +232,7 @@ class Baselines:
         if images.shape[2:] == size:
             return images
         if not getattr(self, "_said_size", False):
-            self._said_size = True
+            self._warned_size = True
             rank_zero_warn(
                 f"Training images are {tuple(images.shape[2:])} and validation images {tuple(size)}: baselines are "
                 "resized to the latter."

@@ -80,7 +80,7 @@ def find_images(batch: Any, key: Key | None = None) -> Path:
 
 
 def find_labels(batch: Any, images: Path, others: Sequence[Path] = (), key: Key | None = None) -> Path | None:
-    """Find the labels that belong to the images at ``images``: one an image, or ``None``.
+    """Find the labels that belong to the images at ``images``: one per image, or ``None``.
 
     Labels are integers, or the zeros and ones in floating point that a binary loss takes. Of several the first behind
     the images is taken. What lies at ``others``, the model's other inputs, is none.
@@ -146,7 +146,7 @@ def find_label_sets(batch: Any, images: Path, others: Sequence[Path] = ()) -> Pa
 
 
 def find_others(batch: Any, images: Path, keys: Sequence[Key]) -> tuple[Path, ...]:
-    """Find the model's other inputs under ``keys``: tensors with a row an image.
+    """Find the model's other inputs under ``keys``: tensors with a row per image.
 
     Raises:
         ValueError: where what is there is none.
@@ -157,7 +157,7 @@ def find_others(batch: Any, images: Path, keys: Sequence[Key]) -> tuple[Path, ..
         found = _try_get(batch, _parse(batch, key))
         if not isinstance(found, Tensor) or found.shape[:1] != torch.Size([count]):
             raise ValueError(
-                f"Expected a tensor with {count} rows, one an image, under {key!r} of `additional_keys`, but found "
+                f"Expected a tensor with {count} rows, one per image, under {key!r} of `additional_keys`, but found "
                 f"{_describe(found)}. The batch holds {contents(batch)}. Give what is the same for all images to the "
                 "model in `forward_fn`."
             )

@@ -108,7 +108,7 @@ class Probe:
 
     @property
     def target_sets(self) -> Tensor | None:
-        """``(N, classes)`` bool: the sets of classes that are explained, where it is not one class an image."""
+        """``(N, classes)`` bool: the sets of classes that are explained, where it is not one class per image."""
         return self.targets if self.targets is not None and self.targets.ndim == 2 else None
 
     @property
@@ -152,7 +152,7 @@ class Probe:
 
 
 def _as_labels(found: Tensor) -> Tensor:
-    """``(N,)`` int64, one class an image, as far as there is one; otherwise ``(N, classes)`` bool."""
+    """``(N,)`` int64, one class per image, as far as there is one; otherwise ``(N, classes)`` bool."""
     if found.ndim < 2 or found.shape[1] == 1:
         return found.reshape(-1).long()
     return found.long().argmax(1) if bool((found.sum(1) == 1).all()) else found.bool()

@@ -249,7 +249,7 @@ class BaselineReservoir:
         if self._storage.device != images.device:
             self._storage = self._storage.to(images.device)  # after a resume
         if images.shape[2:] != self._storage.shape[2:]:
-            self._say_resized(images.shape[2:])
+            self._warn_resized(images.shape[2:])
         limit = torch.finfo(self.dtype).max
         for slot, row in rows.items():
             image = images[row : row + 1]
@@ -261,7 +261,7 @@ class BaselineReservoir:
                 image = image.clamp(-limit, limit)
             self._storage[slot].copy_(image[0])
 
-    def _say_resized(self, size: Sequence[int]) -> None:
+    def _warn_resized(self, size: Sequence[int]) -> None:
         if self._resized or self._storage is None:
             return
         self._resized = True

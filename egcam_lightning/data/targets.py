@@ -54,8 +54,8 @@ def known_targets(
     if target == "runner_up":
         if labels is None or labels.ndim == 2:
             raise ValueError(
-                "Expected labels for `target='runner_up'`, but found none in the batch: integers, one an image, second "
-                f"in a tuple or under one of {', '.join(map(repr, LABEL_KEYS))}. Pass `label_key`, or write "
+                "Expected labels for `target='runner_up'`, but found none in the batch: integers, one per image, "
+                f"second in a tuple or under one of {', '.join(map(repr, LABEL_KEYS))}. Pass `label_key`, or write "
                 "target='predicted'."
             )
         score.runner_up(output, labels[: len(output)].to(output.device))

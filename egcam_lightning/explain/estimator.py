@@ -16,12 +16,12 @@ from egcam_lightning.explain.explanation import Explanation, mean_over_layers
 from egcam_lightning.explain.inputs import as_targets, as_tuple, check_inputs
 from egcam_lightning.explain.isolation import isolated, uninitialised
 from egcam_lightning.explain.layer_search import find_layer
-from egcam_lightning.explain.model_adapter import Subject
-from egcam_lightning.explain.path_gradients import Run, capture, replay, rows_of
+from egcam_lightning.explain.model_adapter import ModelAdapter
+from egcam_lightning.explain.path_gradients import PathGradients, capture, replay, rows_of
 from egcam_lightning.explain.perturbation import Perturbation, Weighting, check_choice
 from egcam_lightning.explain.sampling import Draws, sample_draws
 from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_score, in_float
-from egcam_lightning.explain.split_model import Cut, carrier_like, smaller, varies
+from egcam_lightning.explain.split_model import SplitModel, host_image_like, smaller, varies
 from egcam_lightning.explain.token_layout import Layout
 
 _MIXES = (
@@ -49,11 +49,11 @@ class ExpectedGradCAM:
         model: the model. Explained in evaluation mode, whatever mode it is in.
         target_layer: ``"auto"`` for the last layer that nothing bypasses and whose grid is at least 4x4 (in a
             transformer that reads its class token an early one, see
-            :func:`~egcam_lightning.explain.layer_search.find_layer`), or a module's name, or a module. Several in a list:
-            calling gives the mean of their maps, :meth:`each` one explanation a layer.
+            :func:`~egcam_lightning.explain.layer_search.find_layer`), or a module's name, or a module. Several in a
+            list: calling gives the mean of their maps, :meth:`each` one explanation per layer.
         perturbation: where gradients are taken; ``None`` for :meth:`Perturbation.expected`.
         weighting: ``"elementwise"`` or ``"channel"``; ``None`` for the perturbation's own.
-        num_samples: draws an image, ``S``. A multiple of the number of baselines is best. One draw is taken where all
+        num_samples: draws per image, ``S``. A multiple of the number of baselines is best. One draw is taken where all
             would be the same.
         seed: the draws' seed; the same seed gives the same draws at every call.
         score: what is explained: ``"logit"``, ``"log_probability"``, ``"probability"`` or ``"margin"`` of a class;
@@ -133,13 +133,13 @@ class ExpectedGradCAM:
         self.num_samples = 1 if self.perturbation.single_draw else num_samples
         self.seed = seed
         self.score = as_score(score)
-        self._subject = Subject(model, forward_fn, output_key)
+        self._adapter = ModelAdapter(model, forward_fn, output_key)
         self.reshape_transform = reshape_transform
         # Apart, because memory that images have run out of says nothing about points.
         self._image_chunks, self._point_chunks = Chunks(chunk_size), Chunks(chunk_size)
-        self._found: tuple[Cut, Layout] | None = None
+        self._found: tuple[SplitModel, Layout] | None = None
         self._size: tuple[int, ...] = ()
-        self._said_no_cut = False
+        self._warned_no_cut = False
         several = target_layer if isinstance(target_layer, (list, tuple)) else ()
         self._parts = [self._at(layer) for layer in several]
 
@@ -177,14 +177,14 @@ class ExpectedGradCAM:
 
         That of each image alone, where the model mixes the images of a batch.
         """
-        if not self._subject.mixes_images:
-            return self._subject(images, *others)
+        if not self._adapter.mixes_images:
+            return self._adapter(images, *others)
         rows = torch.arange(len(images), device=images.device)[:, None]
-        return torch.cat([self._subject(images[row], *rows_of(others, row)) for row in rows])
+        return torch.cat([self._adapter(images[row], *rows_of(others, row)) for row in rows])
 
     def logits(self, output: Any) -> Any:
         """The same, of what the model has returned already."""
-        return self._subject.logits(output)
+        return self._adapter.logits(output)
 
     def bind(self, images: Tensor, target: Tensor, *others: Any) -> Callable[[Tensor, Tensor, bool], Tensor]:
         """The explained score of what takes the place of images, such as images with a block blurred.
@@ -192,7 +192,7 @@ class ExpectedGradCAM:
         Args:
             images: ``(B, C, H, W)``.
             target: ``(B,)`` int64, or ``(B, classes)`` bool.
-            *others: the model's other inputs, with a row an image.
+            *others: the model's other inputs, with a row per image.
 
         Returns:
             From ``(n, C, H, W)``, the images ``(n,)`` whose places they take, and whether to give probabilities where
@@ -218,11 +218,11 @@ class ExpectedGradCAM:
 
         Args:
             images: ``(n, C, H, W)``; the first four are used.
-            *others: the model's other inputs, with a row an image.
+            *others: the model's other inputs, with a row per image.
 
         Raises:
-            ValueError: where there is none, see :func:`~egcam_lightning.explain.layer_search.find_layer`; for a model with
-                parameters that have no values yet.
+            ValueError: where there is none, see :func:`~egcam_lightning.explain.layer_search.find_layer`; for a model
+                with parameters that have no values yet.
 
         """
         for part in self._parts:
@@ -241,13 +241,13 @@ class ExpectedGradCAM:
                 sample = images[: max(2, min(4, self.chunk_size or 4))].detach()
                 rows = torch.arange(len(sample))
                 if not varies(sample):  # whether a layer is a cut shows only where outputs differ
-                    sample, rows = torch.cat([sample[:1], carrier_like(sample, seed=1)]), torch.zeros(2).long()
+                    sample, rows = torch.cat([sample[:1], host_image_like(sample, seed=1)]), torch.zeros(2).long()
                 given = rows_of(others, rows.to(images.device))
                 if self.reshape_transform is None:  # which need not know of formats
-                    self._subject.settle_format(sample, *given)
-                forward = lambda x: self._subject(x, *given)  # noqa: E731
+                    self._adapter.settle_format(sample, *given)
+                forward = lambda x: self._adapter(x, *given)  # noqa: E731
                 cut, layout = find_layer(self.model, forward, sample, target, self.reshape_transform)
-                self._found = Cut(cut.module, cut.name, self._subject, cut.axis), layout
+                self._found = SplitModel(cut.module, cut.name, self._adapter, cut.axis), layout
                 self._size = size
         return self._found[0].name
 
@@ -256,7 +256,7 @@ class ExpectedGradCAM:
 
         Else what is explained would change with whatever happens to go through the model beside it.
         """
-        subject = self._subject
+        subject = self._adapter
         if subject.mixes_images is None:
             given = rows_of(others, torch.zeros(2).long().to(images.device))
             if subject.settle_company(images[:1].detach(), *given, seed=self.seed):
@@ -282,7 +282,7 @@ class ExpectedGradCAM:
 
         Args:
             images: ``(n, C, H, W)``; the first two are used.
-            *others: the model's other inputs, with a row an image.
+            *others: the model's other inputs, with a row per image.
 
         """
         if self._parts:
@@ -290,12 +290,12 @@ class ExpectedGradCAM:
         self.find(images, *others)
         assert self._found is not None
         with torch.no_grad(), isolated(self.model, seed=self.seed):
-            sample = torch.cat([images[:2], carrier_like(images[:2], seed=1)])
+            sample = torch.cat([images[:2], host_image_like(images[:2], seed=1)])
             given = rows_of(others, torch.tensor([0, 1, 0] if len(images) > 1 else [0, 0], device=images.device))
-            cut, carrier = self._found[0], carrier_like(sample, seed=2)
+            cut, host_image = self._found[0], host_image_like(sample, seed=2)
             activation, output = capture(cut, sample, self._image_chunks, given)
             holds = cut.holds(
-                activation, output, carrier, lambda: replay(cut, activation, carrier, self._point_chunks, given)
+                activation, output, host_image, lambda: replay(cut, activation, host_image, self._point_chunks, given)
             )
         return holds and self.perturbation.space == "activation"
 
@@ -316,7 +316,7 @@ class ExpectedGradCAM:
             baselines: ``(R, C, H, W)``, on the same device; needed where the perturbation's baseline is ``"data"``.
             target: ``(B,)`` int64, or one class for all, or ``None`` for the predicted class; or ``(B, classes)`` bool,
                 a set of classes for each image, explained by the mean of their logits.
-            additional_forward_args: what the model takes besides the images: a tensor with a row an image, or anything
+            additional_forward_args: what the model takes besides the images: a tensor with a row per image, or anything
                 else, or a tuple of these. They are held fixed: a baseline is seen with those of the image that it is a
                 baseline of, which costs a pass for each pair of them instead of one a baseline.
             draws: draws to use instead of the explainer's own.
@@ -398,7 +398,7 @@ class ExpectedGradCAM:
         activation, output = capture(cut, inputs, self._image_chunks, others)
         targets = as_targets(target, output, len(inputs), inputs.device, self.score)
         score_of = self.score.bind(in_float(output), targets)
-        run = Run(
+        run = PathGradients(
             self.perturbation,
             self.seed,
             self._image_chunks,
@@ -410,7 +410,7 @@ class ExpectedGradCAM:
             activation,
             output,
             score_of,
-            carrier_like(inputs),
+            host_image_like(inputs),
             linear_score=self.score.linear,
         )
         if references is not None:
@@ -426,8 +426,8 @@ class ExpectedGradCAM:
         is_cut = (in_activations or kind == "none") and self._is_cut(run)
         # The gradient at the image itself is the same, whichever way it is had.
         differs = in_activations and not is_cut and not (kind == "none" and self.perturbation.noise == 0)
-        if differs and not self._said_no_cut and run.tells_images_apart:
-            self._said_no_cut = True
+        if differs and not self._warned_no_cut and run.tells_images_apart:
+            self._warned_no_cut = True
             warnings.warn(
                 f"The layer {cut.name!r} is not a cut of the network: something bypasses it, or the model remembers "
                 "its batch size. Paths run between images instead, which costs more and is less complete. Pass a "
@@ -452,7 +452,7 @@ class ExpectedGradCAM:
             baseline_score = scores.view_as(draws.place).mean(0)
         elif is_cut:
             rows = len(inputs) if others else 1  # without other inputs, nothing is the same for all
-            nothing = replay(cut, torch.zeros_like(activation[:rows]), run.carrier, self._point_chunks, others)
+            nothing = replay(cut, torch.zeros_like(activation[:rows]), run.host_image, self._point_chunks, others)
             baseline_score = run.score(nothing.expand(len(inputs), *nothing.shape[1:]), images)
         else:
             baseline_score = torch.full_like(score, torch.nan)
@@ -469,13 +469,13 @@ class ExpectedGradCAM:
             layer=cut.name,
         )
 
-    def _is_cut(self, run: Run) -> bool:
+    def _is_cut(self, run: PathGradients) -> bool:
         """Whether the layer is a cut of the network, and for which carrier.
 
         Even one much smaller than the images will often do, and what comes before the layer then costs next to nothing.
         """
-        for carrier in [*smaller(run.carrier), run.carrier]:
-            run.carrier = carrier
+        for host_image in [*smaller(run.host_image), run.host_image]:
+            run.host_image = host_image
             with isolated(self.model, seed=self.seed):  # a model may settle on the size of the images that it has seen
                 if run.is_cut():
                     return True

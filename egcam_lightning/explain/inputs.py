@@ -42,7 +42,7 @@ def check_inputs(
     for other in others:
         if isinstance(other, Tensor) and other.shape[:1] != inputs.shape[:1]:
             raise ValueError(
-                f"Expected tensors of `additional_forward_args` to have {len(inputs)} rows, one an image, but got the "
+                f"Expected tensors of `additional_forward_args` to have {len(inputs)} rows, one per image, but got the "
                 f"shape {tuple(other.shape)}. Give one that is the same for all images to the model in `forward_fn`."
             )
     rows = 1

@@ -35,8 +35,8 @@ def isolated(model: nn.Module, *, seed: int = 0, weights: bool = False) -> Itera
 
     Put back, bit for bit: each module's ``training`` flag, buffers and attributes with all that these hold (a model may
     count its calls in a meter, append to a list, update a metric, keep its last activations; see
-    :class:`~egcam_lightning.explain.module_state.State`), which ``.grad`` each parameter has, and the generators of Python, NumPy and
-    torch. May be nested: buffers are copied once for all.
+    :class:`~egcam_lightning.explain.module_state.State`), which ``.grad`` each parameter has, and the generators of
+    Python, NumPy and torch. May be nested: buffers are copied once for all.
 
     What is written into weights is put back where ``weights`` is set, which takes a copy of those that are trained:
     networks that bound the norm of their weights in ``forward`` write into them in each pass.

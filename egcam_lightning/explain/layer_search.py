@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from egcam_lightning.explain.gradient import gradient_at
 from egcam_lightning.explain.scores import check_rows
-from egcam_lightning.explain.split_model import Cut, Forward, can_be_hooked, carrier_like, first_tensor, hooked, varies
+from egcam_lightning.explain.split_model import (
+    Forward,
+    SplitModel,
+    can_be_hooked,
+    first_tensor,
+    hooked,
+    host_image_like,
+    varies,
+)
 from egcam_lightning.explain.token_layout import Layout, infer_layout
 
 _MIN_SIDE = 4
@@ -39,7 +47,7 @@ class Candidate:
     shape: tuple[int, ...]
     layout: Layout
     tensor: int  # the identity of its output, which a block and the container around it share
-    axis: int = 0  # of its output, that has a row an image
+    axis: int = 0  # of its output, that has a row per image
 
     def __str__(self) -> str:
         return f"{self.name} {self.shape}"
@@ -56,7 +64,7 @@ def find_layer(
     images: Tensor,
     target_layer: str | nn.Module = "auto",
     reshape_transform: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Cut, Layout]:
+) -> tuple[SplitModel, Layout]:
     """Resolve the target layer, and how its activation lies on the image.
 
     ``"auto"`` runs the model once and takes the last *cut* of the network (a layer that nothing bypasses) whose
@@ -110,7 +118,7 @@ def find_layer(
     if isinstance(target_layer, str) and target_layer == "auto":
         if obstacle and not candidates:
             raise ValueError(
-                "Expected a layer with a grid over the image that one forward pass calls once, with a row an image, "
+                "Expected a layer with a grid over the image that one forward pass calls once, with a row per image, "
                 f"but {obstacle}. {_ONE_COPY} Pass a `forward_fn` that runs the network once on the images as they "
                 "are, such as `lambda model, images: model.network(images)`."
             )
@@ -121,7 +129,7 @@ def find_layer(
             f"The layer {name!r} is scripted: what it computes cannot be replaced by other values. Pass another "
             f"`target_layer`, or leave this one unscripted. {_choices(candidates)}"
         )
-    cut = Cut(module, name, forward)
+    cut = SplitModel(module, name, forward)
     activation, _ = cut.capture(images)
     axis = _rows_axis(activation, len(images))
     if axis is None:
@@ -130,7 +138,7 @@ def find_layer(
             f"{tuple(activation.shape)}. {_ONE_COPY} Pass a `target_layer` of which this is not so, or a `forward_fn` "
             "that runs the network on the images as they are, such as `lambda model, images: model.network(images)`."
         )
-    cut = Cut(module, name, forward, axis)
+    cut = SplitModel(module, name, forward, axis)
     return cut, _layout_of(activation.movedim(axis, 0), images, name, reshape_transform)
 
 
@@ -199,7 +207,7 @@ def _observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[C
     Returns:
         The candidates; the *head*: the last module whose input varies over the images while its output
         does not, as that of a layer initialised to zero, ``None`` where the logits vary; and, where a layer with a grid
-        is no candidate since it is not called once with a row an image, a sentence's part that says so.
+        is no candidate since it is not called once with a row per image, a sentence's part that says so.
 
     """
     # By identity: what a torchmetrics.Metric is equal to, and its hash, move with what it has seen.
@@ -280,7 +288,7 @@ def _last_cut(
     forward: Forward,
     images: Tensor,
     head: nn.Module | None,
-) -> tuple[Cut, Layout]:
+) -> tuple[SplitModel, Layout]:
     if not candidates:
         raise ValueError(
             "No layer of the model has an output with a grid over the image. Pass `target_layer`, and "
@@ -289,12 +297,12 @@ def _last_cut(
     wide = [c for c in candidates if min(c.layout.grid) >= _MIN_SIDE]
     # Of equal grids the deepest, as above: sorting keeps the order.
     narrow = sorted((c for c in reversed(candidates) if c not in wide), key=lambda c: -_cells(c))
-    carrier = carrier_like(images)
+    host_image = host_image_like(images)
     evidence = forward if head is None else _input_of(head, forward)
 
     def serves(candidate: Candidate) -> bool:
-        cut = Cut(candidate.module, candidate.name, evidence, candidate.axis)
-        return _serves(cut, candidate.layout, images, carrier)
+        cut = SplitModel(candidate.module, candidate.name, evidence, candidate.axis)
+        return _serves(cut, candidate.layout, images, host_image)
 
     for candidate in [*reversed(wide), *narrow]:
         if serves(candidate):
@@ -305,14 +313,14 @@ def _last_cut(
                     stacklevel=2,
                 )
             chosen = _early_block(candidate, candidates, serves)
-            return Cut(chosen.module, chosen.name, forward, chosen.axis), chosen.layout
+            return SplitModel(chosen.module, chosen.name, forward, chosen.axis), chosen.layout
     last = wide[-1] if wide else narrow[0]
     warnings.warn(
         f"No layer was found that nothing bypasses (or the model's output is constant so far); taking the last one "
         f"with a grid, {last}. Pass `target_layer` to choose.",
         stacklevel=2,
     )
-    return Cut(last.module, last.name, forward, last.axis), last.layout
+    return SplitModel(last.module, last.name, forward, last.axis), last.layout
 
 
 def _early_block(last: Candidate, candidates: Sequence[Candidate], serves: Callable[[Candidate], bool]) -> Candidate:
@@ -335,12 +343,12 @@ def _cells(candidate: Candidate) -> int:
     return cells
 
 
-def _serves(cut: Cut, layout: Layout, images: Tensor, carrier: Tensor) -> bool:
+def _serves(cut: SplitModel, layout: Layout, images: Tensor, host_image: Tensor) -> bool:
     """Whether the layer is a cut, and the output depends on positions that have a place on the image."""
     activation, output = cut.capture(images)
-    if not cut.holds(activation, output, carrier):
+    if not cut.holds(activation, output, host_image):
         return False
     with torch.enable_grad():
-        leaf, output = cut.from_points(activation, carrier)
+        leaf, output = cut.from_points(activation, host_image)
         gradient = gradient_at(leaf, output.float().square())
     return gradient is not None and bool(layout.to_grid(gradient).any())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from egcam_lightning.explain.isolation import isolated
 from egcam_lightning.explain.outputs import select_output
 from egcam_lightning.explain.scores import check_rows
-from egcam_lightning.explain.split_model import attempt, carrier_like, varies
+from egcam_lightning.explain.split_model import attempt, host_image_like, varies
 
 # Of the output's deviation over images. Rounding moves it by a thousandth of that, a misread image by about all of it.
 _TOLERANCE = 0.01
@@ -21,7 +21,7 @@ _TOLERANCE = 0.01
 _COMPANY = 0.05
 
 
-class Subject:
+class ModelAdapter:
     """A model, how it is called, and where its logits are.
 
     Args:
@@ -105,7 +105,7 @@ class Subject:
             check_rows(output, 2)
             return output.detach().float().flatten(1) if output.ndim > 1 else output.detach().float()[:, None]
 
-        noise = carrier_like(image, seed=3)
+        noise = host_image_like(image, seed=3)
         outputs = attempt(lambda: torch.stack([beside(noise), beside(noise.amin().expand_as(noise))]))
         if outputs is None or not bool(outputs.isfinite().all()):
             return False

@@ -16,7 +16,7 @@ from egcam_lightning.explain.perturbation import Perturbation
 from egcam_lightning.explain.precision import resolution
 from egcam_lightning.explain.sampling import Draws, sample_noise
 from egcam_lightning.explain.scores import check_rows, check_score, in_float
-from egcam_lightning.explain.split_model import Cut, attempt, carrier_like, varies
+from egcam_lightning.explain.split_model import SplitModel, attempt, host_image_like, varies
 from egcam_lightning.explain.token_layout import Layout
 
 # How far products with a gradient that is the same everywhere may be from the differences of scores: as a share of the
@@ -29,7 +29,7 @@ def rows_of(others: Sequence[Any], rows: Tensor | slice) -> tuple[Any, ...]:
     return tuple(other[rows] if isinstance(other, Tensor) else other for other in others)
 
 
-def capture(cut: Cut, images: Tensor, chunks: Chunks, others: Sequence[Any] = ()) -> tuple[Tensor, Tensor]:
+def capture(cut: SplitModel, images: Tensor, chunks: Chunks, others: Sequence[Any] = ()) -> tuple[Tensor, Tensor]:
     """The activation at a layer and the model's output, for any number of images and the model's other inputs."""
     activations: list[Tensor] = []
     outputs: list[Tensor] = []
@@ -44,12 +44,12 @@ def capture(cut: Cut, images: Tensor, chunks: Chunks, others: Sequence[Any] = ()
     return torch.cat(activations), torch.cat(outputs)
 
 
-def replay(cut: Cut, points: Tensor, carrier: Tensor, chunks: Chunks, others: Sequence[Any] = ()) -> Tensor:
+def replay(cut: SplitModel, points: Tensor, host_image: Tensor, chunks: Chunks, others: Sequence[Any] = ()) -> Tensor:
     """The model's output for any number of activations ``(n, ...)`` at a layer and the model's other inputs."""
     outputs: list[Tensor] = []
 
     def one(chunk: slice) -> None:
-        outputs.append(cut.from_points(points[chunk], carrier, *rows_of(others, chunk))[1])
+        outputs.append(cut.from_points(points[chunk], host_image, *rows_of(others, chunk))[1])
 
     chunks.run(len(points), points_at_once(points), one)
     return torch.cat(outputs)
@@ -60,7 +60,7 @@ class _NotLinear(Exception):
 
 
 @dataclass(eq=False)
-class Run:
+class PathGradients:
     """What one explanation computes with.
 
     Attributes:
@@ -71,11 +71,11 @@ class Run:
         cut: the layer.
         layout: how its positions lie on the image.
         inputs: ``(B, C, H, W)``, the images.
-        others: the model's other inputs, with a row an image.
+        others: the model's other inputs, with a row per image.
         activation: theirs at the layer, in its own layout.
         output: the model's output for them.
         score_of: from (output, rows of the images) to one score a point.
-        carrier: ``(1, C, H, W)``, see :meth:`Cut.from_points`.
+        host_image: ``(1, C, H, W)``, see :meth:`Cut.from_points`.
         baseline_inputs: ``(R, C, H, W)``, or ``None`` without baselines.
         baseline_activation: theirs at the layer.
         baseline_output: the model's output for them.
@@ -90,14 +90,14 @@ class Run:
     seed: int
     image_chunks: Chunks
     point_chunks: Chunks
-    cut: Cut
+    cut: SplitModel
     layout: Layout
     inputs: Tensor
     others: tuple[Any, ...]
     activation: Tensor
     output: Tensor
     score_of: Callable[[Tensor, Tensor], Tensor]
-    carrier: Tensor
+    host_image: Tensor
     baseline_inputs: Tensor | None = None
     baseline_activation: Tensor | None = None
     baseline_output: Tensor | None = None
@@ -120,7 +120,7 @@ class Run:
             others = _joined(others, rows_of(self.baseline_others, slice(4)))
         if not varies(output):
             first = rows_of(self.others, slice(1))
-            noise = carrier_like(self.inputs, seed=1)
+            noise = host_image_like(self.inputs, seed=1)
             other = attempt(lambda: capture(self.cut, noise, self.image_chunks, first))
             if other is not None:
                 activation, output = torch.cat([activation, other[0]]), torch.cat([output, other[1]])
@@ -129,8 +129,8 @@ class Run:
         return self.cut.holds(
             activation,
             output,
-            self.carrier,
-            replay=lambda: replay(self.cut, activation, self.carrier, self.point_chunks, others),
+            self.host_image,
+            replay=lambda: replay(self.cut, activation, self.host_image, self.point_chunks, others),
         )
 
     def maps(self, draws: Draws, image_index: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,7 @@ class Run:
             with torch.enable_grad():
                 others = rows_of(self.others, rows)
                 if self.from_points:
-                    leaf, output = self.cut.from_points(points, self.carrier, *others)
+                    leaf, output = self.cut.from_points(points, self.host_image, *others)
                 else:
                     leaf, output = self.cut.from_images(points, *others)
                 gradient = gradient_at(leaf, self.score(output, rows))
@@ -186,7 +186,9 @@ class Run:
         def one(chunk: slice) -> None:
             rows = torch.arange(chunk.start, chunk.stop, device=self.inputs.device)
             with torch.enable_grad():
-                leaf, output = self.cut.from_points(self.activation[chunk], self.carrier, *rows_of(self.others, chunk))
+                leaf, output = self.cut.from_points(
+                    self.activation[chunk], self.host_image, *rows_of(self.others, chunk)
+                )
                 gradient = gradient_at(leaf, self.score(output, rows)) if is_linear(output, leaf) else None
             if gradient is None:  # at the first chunk as a rule; at a later one the model takes another way with it
                 raise _NotLinear

@@ -57,7 +57,7 @@ def sample_draws(
     processes changes them.
 
     Args:
-        num_samples: draws an image, ``S``.
+        num_samples: draws per image, ``S``.
         num_baselines: rows that baselines are drawn from, ``R``.
         image_index: the index of each of ``B`` images.
         interval: the ends of the places.

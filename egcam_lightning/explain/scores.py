@@ -1,4 +1,4 @@
-"""What is explained: one number an image, from the model's output."""
+"""What is explained: one number per image, from the model's output."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class LogitScore(OutputScore):
     takes_sets = True
 
     def check(self, output: Any, target: Tensor | None) -> None:
-        """Raise unless the output is ``(B, classes)`` or one logit an image, and every target is a class."""
+        """Raise unless the output is ``(B, classes)`` or one logit per image, and every target is a class."""
         check_logits(output, target)
 
     def predict(self, output: Tensor) -> Tensor:
@@ -240,13 +240,14 @@ def check_rows(output: Any, count: int) -> None:
 
 
 def check_logits(output: Any, target: Tensor | None) -> None:
-    """Raise unless ``output`` is ``(B, classes)``, or one logit an image, and every target is one of the classes."""
+    """Raise unless ``output`` is ``(B, classes)``, or one logit per image, and every target is one of the classes."""
     if not isinstance(output, Tensor) or not (output.ndim == 2 or _is_binary(output)):
         dense = isinstance(output, Tensor) and output.ndim > 3
         raise ValueError(
             f"Expected the model's output to be logits of shape (images, classes), but it is {describe(output)}. "
             + ("Pass score='region' for those of a segmentation, " if dense else "Pass ")
-            + "`output_key` to choose a part of it, or a callable `score` from (output, target) to one number an image."
+            + "`output_key` to choose a part of it, or a callable `score` from (output, target) to one number per "
+            "image."
         )
     if target is not None and target.ndim == 2:
         empty = int((target == 0).all(1).sum())
@@ -312,11 +313,11 @@ _SCORES: dict[str, Score] = {
 
 
 def check_score(score: Any, count: int) -> Tensor:
-    """``(count,)`` float32: the scores, if they are one number an image."""
+    """``(count,)`` float32: the scores, if they are one number per image."""
     if not isinstance(score, Tensor) or score.shape != (count,):
         seen = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
         raise ValueError(
-            f"Expected `score` to return one number an image, {(count,)}, but got {seen}. Write one that reduces the "
+            f"Expected `score` to return one number per image, {(count,)}, but got {seen}. Write one that reduces the "
             "rest, such as `lambda output, target: output.flatten(1).mean(1)`."
         )
     return score.float()

@@ -74,7 +74,7 @@ def hooked(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Ite
         handle.remove()
 
 
-class Cut:
+class SplitModel:
     """A layer of a model, and the ways to run the model around it.
 
     Whether the layer really *is* a cut of the network (nothing bypasses it) is what :meth:`holds` finds out.
@@ -84,7 +84,7 @@ class Cut:
         name: its name, for messages.
         forward: from images, and whatever else the model takes, to scores' raw material, the logits; it must call
             ``module`` exactly once.
-        axis: the dimension of the layer's output that has a row an image. Where it is not the first, as in a sequence
+        axis: the dimension of the layer's output that has a row per image. Where it is not the first, as in a sequence
             ``(tokens, images, channels)``, it is put first in all that is captured and given back.
 
     """
@@ -122,7 +122,7 @@ class Cut:
         self._check_calls(len(seen))
         return seen[0], output
 
-    def from_points(self, points: Tensor, carrier: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    def from_points(self, points: Tensor, host_image: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         """Run only the part behind the layer, on a batch of points.
 
         One *carrier* image goes through the model, and the layer's hook returns the points instead of its own output:
@@ -130,7 +130,7 @@ class Cut:
 
         Args:
             points: ``(n, ...)`` activations, as :meth:`capture` gives them.
-            carrier: ``(1, C, H, W)``, any image.
+            host_image: ``(1, C, H, W)``, any image.
             *others: the rest of the model's inputs, with a row a point.
 
         Returns:
@@ -139,7 +139,9 @@ class Cut:
         """
         leaf = points.detach().float()
 
-        return self._record((carrier, *others), lambda output: (leaf.requires_grad_(), self._in_place_of(output, leaf)))
+        return self._run_state(
+            (host_image, *others), lambda output: (leaf.requires_grad_(), self._in_place_of(output, leaf))
+        )
 
     def from_images(self, images: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         """Run the whole model on images and the rest of its inputs, recording from the layer on.
@@ -155,13 +157,13 @@ class Cut:
             leaf = self._rows_first(tensor).detach().float().clone().requires_grad_()
             return leaf, self._in_place_of(output, leaf)
 
-        return self._record((images, *others), cut)
+        return self._run_state((images, *others), cut)
 
     def holds(
         self,
         activation: Tensor,
         output: Tensor,
-        carrier: Tensor,
+        host_image: Tensor,
         replay: Callable[[], Tensor] | None = None,
         tolerance: float = 1e-4,
     ) -> bool:
@@ -170,7 +172,7 @@ class Cut:
         Args:
             activation: ``(n, ...)``, captured at the layer.
             output: the model's own output for the same images.
-            carrier: ``(1, C, H, W)``, an image that is none of them.
+            host_image: ``(1, C, H, W)``, an image that is none of them.
             replay: runs the model from ``activation`` in its own way, such as in chunks; ``None``: all at once.
             tolerance: largest difference, in standard deviations of the output over the images.
 
@@ -192,7 +194,7 @@ class Cut:
         tolerance = max(tolerance, min(4 * eps * float(magnitude / scale), 0.25))
         with torch.no_grad():
             # A model that remembers its batch size, or checks shapes, refuses: no cut for our purpose.
-            replayed = attempt(replay or (lambda: self.from_points(activation, carrier)[1]))
+            replayed = attempt(replay or (lambda: self.from_points(activation, host_image)[1]))
         if not isinstance(replayed, Tensor) or replayed.shape != output.shape:
             return False
         return bool((replayed.float().reshape(reference.shape) - reference).abs().max() <= tolerance * scale)
@@ -211,7 +213,9 @@ class Cut:
             copied = leaf.clone() if tensor.dtype == leaf.dtype else leaf
         return _with_first_tensor(output, copied.to(tensor.dtype))
 
-    def _record(self, inputs: tuple[Any, ...], at_layer: Callable[[Any], tuple[Tensor, Any]]) -> tuple[Tensor, Tensor]:
+    def _run_state(
+        self, inputs: tuple[Any, ...], at_layer: Callable[[Any], tuple[Tensor, Any]]
+    ) -> tuple[Tensor, Tensor]:
         wanted = torch.is_grad_enabled()
         while True:
             leaves: list[Tensor] = []
@@ -244,7 +248,7 @@ def varies(tensor: Tensor) -> bool:
     return bool((tensor.nan_to_num() != tensor[:1].nan_to_num()).any())
 
 
-def carrier_like(images: Tensor, seed: int = 0) -> Tensor:
+def host_image_like(images: Tensor, seed: int = 0) -> Tensor:
     """``(1, C, H, W)``: a noise image that is none of ``images``, of their type and range."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(images.shape[1:], generator=generator).to(images.device)
@@ -254,21 +258,21 @@ def carrier_like(images: Tensor, seed: int = 0) -> Tensor:
     return (low + (high - low) * noise)[None].to(images.dtype)
 
 
-def smaller(carrier: Tensor) -> list[Tensor]:
+def smaller(host_image: Tensor) -> list[Tensor]:
     """Carriers ``(1, C, *size)`` cut out of the middle of one, the smallest first; none where it is small itself.
 
     None on a device either: where a model cannot do with another size it may read past the end of a table, and behind
     such an error on a device no later pass of the process works, the training's included. On a CPU it can be caught.
     """
-    if carrier.device.type != "cpu":
+    if host_image.device.type != "cpu":
         return []
-    size = carrier.shape[2:]
+    size = host_image.shape[2:]
     sizes = [[min(side, 32) for side in size], [min(side, max(32, 32 * -(-side // 128))) for side in size]]
-    carriers: list[Tensor] = []
+    host_images: list[Tensor] = []
     for sides in sizes:
-        part = carrier
+        part = host_image
         for axis, side in enumerate(sides, start=2):
             part = part.narrow(axis, (part.shape[axis] - side) // 2, side)
-        if part.shape not in [other.shape for other in (carrier, *carriers)]:
-            carriers.append(part.contiguous())
-    return carriers
+        if part.shape not in [other.shape for other in (host_image, *host_images)]:
+            host_images.append(part.contiguous())
+    return host_images

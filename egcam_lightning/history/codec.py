@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from egcam_lightning.history.records import Snapshot
+from egcam_lightning.state_values import typed
 
 INTEGERS = ("target", "prediction")
 
@@ -18,7 +19,6 @@ FLOATS = ("score", "baseline_score", "completeness_gap", "off_grid")
 
 OPTIONAL = ("drift_previous", "drift_reference", "noise_floor")
 
-Value = TypeVar("Value")
 
 # Of 16 images so many cells are 2 kB in half precision.
 MAX_CELLS = 64
@@ -193,17 +193,3 @@ def snapshot_from_state(state: Mapping[str, Any]) -> Snapshot:
         )
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"this is not the state of a snapshot: {error!r}") from error
-
-
-def typed(state: Mapping[str, Any], name: str, kind: type[Value]) -> Value:
-    """``state[name]``, of exactly this type.
-
-    Raises:
-        KeyError: where it is missing.
-        TypeError: where it is of another.
-
-    """
-    value = state[name]
-    if type(value) is not kind:
-        raise TypeError(f"{name!r} is of {type(value).__name__}, expected {kind.__name__}")
-    return value

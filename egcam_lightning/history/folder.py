@@ -10,8 +10,8 @@ The header holds ``format`` (``"egcam_lightning.history"``), ``version`` (``1``)
 ``run`` (what the run is known by, the same after a resume), ``fingerprint``, ``class_names`` (a list or null),
 ``restored``, ``images`` (N) and ``size`` (``[H, W]``). A line holds
 ``epoch``, ``step``, ``when``, ``layer``, ``baselines``, ``maps`` (a file name), ``grid`` (``[h, w]``), ``values`` (a
-list of N numbers for each per-image field of :class:`~egcam_lightning.history.records.Snapshot`; null is NaN, ``"inf"`` and
-``"-inf"`` are strings) and ``metrics``.
+list of N numbers for each per-image field of :class:`~egcam_lightning.history.records.Snapshot`; null is NaN,
+``"inf"`` and ``"-inf"`` are strings) and ``metrics``.
 
 A run that was resumed where the files of its past were not to be found has maps on smaller grids there: averages.
 
@@ -25,7 +25,6 @@ A folder may come from anywhere: nothing is unpickled, and every size is checked
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import re
@@ -46,7 +45,17 @@ from egcam_lightning.history.codec import (
     unpack_maps,
 )
 from egcam_lightning.history.files import read_npz, replace_file, write_npz
-from egcam_lightning.history.history import History
+from egcam_lightning.history.json_lines import (
+    MAX_LINE,
+    decode_line,
+    encode_line,
+    from_json,
+    grid_size,
+    number,
+    text,
+    to_json,
+    whole,
+)
 from egcam_lightning.history.records import ProbeImages, Snapshot
 
 FORMAT = "egcam_lightning.history"
@@ -54,7 +63,6 @@ FORMAT = "egcam_lightning.history"
 VERSIONS = {2: 1, 3: 2}  # by the number of spatial axes
 
 # Far beyond what a run writes, far below what hurts to read.
-MAX_LINE = 2**22
 
 MAX_FILE = 2**27
 
@@ -81,7 +89,7 @@ class RunFolder:
         >>> snapshot = Snapshot(0, 9, "epoch", "conv", 1, torch.ones(1, 2, 2), one.long(), one.long(), *[one] * 4)
         >>> folder.append(snapshot), folder.append(snapshot)  # the same occasion is written once
         (True, False)
-        >>> len(load_history(folder.path))
+        >>> len(read_folder(folder.path)[1])
         1
 
     """
@@ -113,7 +121,7 @@ class RunFolder:
         tensors = {name: getattr(probe, name) for name in types}
         arrays = {k: v.detach().cpu().to(types[k]).numpy() for k, v in tensors.items() if v is not None}
         write_npz(self.path / "probe.npz", arrays)
-        lines, keys, kept = [_encode(_header(probe, prefix, run))], set(), set()
+        lines, keys, kept = [encode_line(_header(probe, prefix, run))], set(), set()
         for snapshot in snapshots:  # one after the other: their maps together may be larger than memory
             lines.append(self._write_maps(snapshot))
             keys.add(snapshot.key)
@@ -154,7 +162,7 @@ class RunFolder:
         name = _maps_name(snapshot)
         write_npz(self.path / name, {"half": half.numpy(), "scale": scale.numpy()})
         fields = ((field, getattr(snapshot, field)) for field in INTEGERS + FLOATS + OPTIONAL)
-        return _encode(
+        return encode_line(
             {
                 "epoch": snapshot.epoch,
                 "step": snapshot.step,
@@ -163,26 +171,27 @@ class RunFolder:
                 "baselines": snapshot.baselines,
                 "maps": name,
                 "grid": list(half.shape[1:]),
-                "values": {field: _to_json(values) for field, values in fields if values is not None},
+                "values": {field: to_json(values) for field, values in fields if values is not None},
                 "metrics": {k: float(v) for k, v in snapshot.metrics.items() if math.isfinite(v)},
             }
         )
 
 
-def load_history(run_dir: str | PathLike[str]) -> History:
+def read_folder(run_dir: str | PathLike[str]) -> tuple[ProbeImages, tuple[Snapshot, ...], str, str]:
     """Read the history that a run left, wherever it came from: no code is run, and no more memory taken than it needs.
 
     Args:
         run_dir: the folder that holds ``history.jsonl``.
 
     Returns:
-        The history, oldest snapshot first; a torn last line is left out.
+        The images, the snapshots, oldest first (a torn last line is left out), the prefix, and what the run is known
+        by.
 
     Raises:
         ValueError: where the folder holds no history, or a damaged or foreign one.
 
     Example:
-        >>> load_history("/nowhere")
+        >>> read_folder("/nowhere")
         Traceback (most recent call last):
         ...
         ValueError: /nowhere holds no history.jsonl: give the folder that a run wrote.
@@ -199,12 +208,12 @@ def load_history(run_dir: str | PathLike[str]) -> History:
     where = str(path)
     try:
         with open(path, "rb") as file:
-            probe, prefix, run = _read_header(folder, _decode(file.readline(MAX_LINE + 1)))
+            probe, prefix, run = _read_header(folder, decode_line(file.readline(MAX_LINE + 1)))
             snapshots: dict[tuple[int, int, str], Snapshot] = {}
             left = MAX_BYTES
             while (line := file.readline(MAX_LINE + 1)).endswith(b"\n") or len(line) > MAX_LINE:
                 where = f"{path}, line {len(snapshots) + 2}"
-                snapshot = _read_snapshot(folder, _decode(line), probe, left)
+                snapshot = _read_snapshot(folder, decode_line(line), probe, left)
                 left -= snapshot.attribution.nbytes
                 if snapshot.key in snapshots or len(snapshots) == MAX_SNAPSHOTS:
                     raise ValueError(f"{snapshot.name} is there twice or too many")
@@ -212,7 +221,7 @@ def load_history(run_dir: str | PathLike[str]) -> History:
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError) as error:
         text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{where} is damaged, or no history of this package: {text}") from error
-    return History(probe, tuple(snapshots.values()), prefix, run)
+    return probe, tuple(snapshots.values()), prefix, run
 
 
 def run_of(run_dir: str | PathLike[str]) -> str | None:
@@ -231,7 +240,7 @@ def run_of(run_dir: str | PathLike[str]) -> str | None:
     """
     try:
         with open(Path(run_dir) / "history.jsonl", "rb") as file:
-            return _text(_decode(file.readline(MAX_LINE + 1)).get("run", ""))
+            return text(decode_line(file.readline(MAX_LINE + 1)).get("run", ""))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError):
@@ -289,8 +298,8 @@ def _read_header(folder: Path, header: dict[str, Any]) -> tuple[ProbeImages, str
             f"its format version is {str(header['version'])[:20]}, and this release reads "
             f"{' and '.join(map(str, VERSIONS.values()))}: upgrade"
         )
-    count, names = _whole(header["images"], 0, MAX_IMAGES), header["class_names"]
-    size = _size(header["size"], axes)
+    count, names = whole(header["images"], 0, MAX_IMAGES), header["class_names"]
+    size = grid_size(header["size"], axes)
     if 4 * count * math.prod(size) > MAX_BYTES:
         raise ValueError(f"{count} images of {'x'.join(map(str, size))} are more than a probe holds")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
@@ -304,96 +313,35 @@ def _read_header(folder: Path, header: dict[str, Any]) -> tuple[ProbeImages, str
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     names = None if names is None else tuple(names)
     probe = ProbeImages(
-        **tensors, class_names=names, fingerprint=_text(header["fingerprint"]), restored=header["restored"] is True
+        **tensors, class_names=names, fingerprint=text(header["fingerprint"]), restored=header["restored"] is True
     )
-    return probe, _text(header["prefix"]), _text(header.get("run", ""))
+    return probe, text(header["prefix"]), text(header.get("run", ""))
 
 
 def _read_snapshot(folder: Path, line: dict[str, Any], probe: ProbeImages, left: int) -> Snapshot:
-    count, grid = len(probe.images), _size(line["grid"], probe.images.ndim - 2)
+    count, grid = len(probe.images), grid_size(line["grid"], probe.images.ndim - 2)
     if 4 * count * math.prod(grid) > left:
         raise ValueError(f"all maps together are more than {MAX_BYTES >> 20} MiB")
-    if not _MAPS_NAME.fullmatch(_text(line["maps"])):
+    if not _MAPS_NAME.fullmatch(text(line["maps"])):
         raise ValueError(f"{line['maps'][:80]!r} is no file of maps")
     metrics = line["metrics"]
     if not isinstance(metrics, dict) or len(metrics) > 1000:
         raise ValueError("metrics is no dictionary of at most 1000 numbers")
     half, scale = read_maps(folder / line["maps"], (count, *grid))
     values = line["values"]
-    fields = {name: _from_json(name, values[name], count) for name in INTEGERS + FLOATS}
-    fields |= {name: _from_json(name, values[name], count) for name in OPTIONAL if name in values}
+    fields = {name: from_json(name, values[name], count) for name in INTEGERS + FLOATS}
+    fields |= {name: from_json(name, values[name], count) for name in OPTIONAL if name in values}
     return Snapshot(
-        epoch=_whole(line["epoch"]),
-        step=_whole(line["step"]),
-        when=_text(line["when"]),
-        layer=_text(line["layer"]),
-        baselines=_whole(line["baselines"]),
+        epoch=whole(line["epoch"]),
+        step=whole(line["step"]),
+        when=text(line["when"]),
+        layer=text(line["layer"]),
+        baselines=whole(line["baselines"]),
         attribution=unpack_maps(half, scale),
-        metrics={name: _number(value) for name, value in metrics.items()},
+        metrics={name: number(value) for name, value in metrics.items()},
         **fields,
     )
 
 
 def _maps_name(snapshot: Snapshot) -> str:
     return f"maps/{snapshot.name}.npz"
-
-
-def _to_json(values: Tensor) -> list[int | float | str | None]:
-    """One number an image; the shortest text that gives the same float32 again."""
-    if not values.is_floating_point():
-        return [int(value) for value in values.tolist()]
-    floats = (float(str(value)) for value in values.detach().float().cpu().numpy())
-    return [value if math.isfinite(value) else None if math.isnan(value) else str(value) for value in floats]
-
-
-def _from_json(name: str, values: Any, count: int) -> Tensor:
-    """``(count,)`` int64 or float32."""
-    if not isinstance(values, list) or len(values) != count:
-        raise ValueError(f"{name} is no list of {count} numbers, one an image")
-    if name in INTEGERS:
-        return torch.tensor([_whole(value) for value in values], dtype=torch.int64)
-    return torch.tensor([_number(value) for value in values], dtype=torch.float32)
-
-
-def _encode(line: dict[str, Any]) -> bytes:
-    return json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-
-
-def _decode(line: bytes) -> dict[str, Any]:
-    if not line.endswith(b"\n"):
-        raise ValueError(f"it has no end, or is longer than {MAX_LINE >> 20} MiB")
-    decoded = json.loads(line, parse_constant=_refuse)
-    if not isinstance(decoded, dict):
-        raise ValueError("it is no JSON object")
-    return decoded
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _whole(value: Any, low: int = -(2**63), high: int = 2**63 - 1) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{str(value)[:80]!r} is no whole number from {low} to {high}")
-    return value
-
-
-def _size(value: Any, axes: int) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) != axes:
-        raise ValueError(f"{str(value)[:80]} is no size along {axes} axes")
-    return tuple(_whole(side, 1, 2**20) for side in value)
-
-
-def _number(value: Any) -> float:
-    special = {None: math.nan, "inf": math.inf, "-inf": -math.inf}
-    if value is None or value in ("inf", "-inf"):
-        return special[value]
-    if type(value) not in (int, float):
-        raise ValueError(f"{str(value)[:80]!r} is no number")
-    return float(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:80]!r} is no text")
-    return value

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+from egcam_lightning.history.folder import read_folder
 from egcam_lightning.history.records import ProbeImages, Snapshot
 
 
@@ -41,9 +42,7 @@ class History:
             ValueError: where the folder holds no history, or a damaged or foreign one.
 
         """
-        from egcam_lightning.history.folder import load_history
-
-        return load_history(run_dir)
+        return cls(*read_folder(run_dir))
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dictionary a snapshot, ready for ``pandas.DataFrame(history.rows())``."""

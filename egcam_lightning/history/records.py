@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class When:
+class Occasion:
     """The occasion of a snapshot."""
 
     epoch: int

@@ -1,6 +1,6 @@
 """Numbers about explanations, as :class:`torchmetrics.Metric` classes that need nothing else of this package.
 
-The same as pure functions, one value an image: :mod:`egcam_lightning.metrics.functional`.
+The same as pure functions, one value per image: :mod:`egcam_lightning.metrics.functional`.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class ExplanationMetric(Metric):
 
 
 class MeanOverImages(ExplanationMetric):
-    """The mean of one value an image.
+    """The mean of one value per image.
 
     Attributes:
         total: sum of the values.
@@ -62,7 +62,7 @@ class MeanOverImages(ExplanationMetric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def _add(self, values: Tensor) -> None:
-        """Add one value an image ``(B,)``; those that are not finite are counted instead."""
+        """Add one value per image ``(B,)``; those that are not finite are counted instead."""
         finite = values.isfinite()
         self.total = self.total + torch.where(finite, values, 0.0).sum()
         self.count = self.count + finite.sum()

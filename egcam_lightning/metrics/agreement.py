@@ -26,7 +26,7 @@ class ExplanationConsensus(ExplanationMetric):
         kwargs: those of :class:`torchmetrics.Metric`.
 
     Attributes:
-        vectors: the maps as unit vectors, kept until ``reset``: ``h * w`` numbers an image.
+        vectors: the maps as unit vectors, kept until ``reset``: ``h * w`` numbers per image.
         targets: their classes.
         skipped: how many maps had nothing positive or something that is not finite, and were left out.
 

@@ -19,7 +19,7 @@ class Infidelity(MeanOverImages):
     See :func:`~egcam_lightning.metrics.functional.infidelity` for the definition.
 
     Range: [0, 1], 0 is perfect and 1 no better than an empty map; [0, inf) with ``normalize=False``. Cost:
-    ``num_perturbations`` forward passes an image, one more where ``scores`` is not given to ``update``. Paper: Yeh et
+    ``num_perturbations`` forward passes per image, one more where ``scores`` is not given to ``update``. Paper: Yeh et
     al., *On the (In)fidelity and Sensitivity of Explanations*, NeurIPS 2019.
 
     Args:

@@ -59,7 +59,7 @@ class InsertionAUC(_StepMetric):
 
     See :func:`~egcam_lightning.metrics.functional.insertion_auc` for the definition.
 
-    Range: [0, 1]. Cost: ``num_steps`` forward passes an image. Paper: Petsiuk et al., *RISE: Randomized Input Sampling
+    Range: [0, 1]. Cost: ``num_steps`` forward passes per image. Paper: Petsiuk et al., *RISE: Randomized Input Sampling
     for Explanation of Black-box Models*, BMVC 2018.
 
     Args:
@@ -91,7 +91,7 @@ class DeletionAUC(_StepMetric):
 
     See :func:`~egcam_lightning.metrics.functional.deletion_auc` for the definition.
 
-    Range: [0, 1]. Cost: ``num_steps`` forward passes an image. Paper: Petsiuk et al., *RISE: Randomized Input Sampling
+    Range: [0, 1]. Cost: ``num_steps`` forward passes per image. Paper: Petsiuk et al., *RISE: Randomized Input Sampling
     for Explanation of Black-box Models*, BMVC 2018.
 
     Args:

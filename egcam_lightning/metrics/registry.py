@@ -24,7 +24,7 @@ METRICS: dict[str, type[Metric]] = {
     "pointing_game": m.PointingGame,
 }
 
-# At most 16 + 16 + 16 passes an image; the others need none.
+# At most 16 + 16 + 16 passes per image; the others need none.
 DEFAULT_METRICS = (
     "infidelity",
     "insertion_auc",

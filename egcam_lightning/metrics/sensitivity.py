@@ -16,7 +16,7 @@ class MaxSensitivity(MeanOverImages):
 
     See :func:`~egcam_lightning.metrics.functional.max_sensitivity` for the definition.
 
-    Range: [0, inf). Cost: ``num_samples`` explanations an image. Paper: Yeh et al., *On the (In)fidelity and
+    Range: [0, inf). Cost: ``num_samples`` explanations per image. Paper: Yeh et al., *On the (In)fidelity and
     Sensitivity of Explanations*, NeurIPS 2019.
 
     Args:

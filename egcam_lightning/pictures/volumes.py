@@ -20,8 +20,8 @@ class FlatMaps:
     Attributes:
         signed: ``(N, h, w)``, the signed maps; 0 where they are not finite.
         positive: ``(N, h, w)``, what speaks for the explained class; taken before a slice is interpolated between two
-            planes of the layer, as in :func:`~egcam_lightning.explain.explanation.to_heatmap`, so that what speaks against it in
-            one plane hides nothing of the other.
+            planes of the layer, as in :func:`~egcam_lightning.explain.explanation.to_heatmap`, so that what speaks
+            against it in one plane hides nothing of the other.
         slices: ``(N,)`` int64, the slice of each volume that is shown, from 0; ``None`` for images.
 
     """

@@ -180,7 +180,7 @@ def _run(history: History, name: str, keys: list[Key], positions: list[Key]) -> 
         if snapshot.attribution.ndim != images.ndim - 1 or len(snapshot.attribution) != len(images):
             raise ValueError(
                 f"Snapshot {index} has maps of shape {tuple(snapshot.attribution.shape)} for {len(images)} images;"
-                f" expected {'(N, h, w)' if probe.depth is None else '(N, d, h, w)'} with one map an image."
+                f" expected {'(N, h, w)' if probe.depth is None else '(N, d, h, w)'} with one map per image."
             )
         flat = flatten_maps(snapshot.attribution, probe.depth)
         data, scale, grid = encode_maps(flat.signed)

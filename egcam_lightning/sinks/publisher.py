@@ -16,19 +16,19 @@ from egcam_lightning.sinks import Sink, find_sinks
 
 if TYPE_CHECKING:
     from egcam_lightning.pictures.draw import Pictures
-    from egcam_lightning.training.failsafe import Faults
+    from egcam_lightning.training.failsafe import Failsafe
 
 _PAGE_SECONDS = 5.0  # the page is not rebuilt more often than this, so that it can be watched but costs little
 
 
-class Output:
+class Publisher:
     """Shows snapshots: lives in the first process only.
 
     Args:
         folder: the run folder.
         loggers: the Trainer's loggers.
         prefix: the prefix of everything logged.
-        faults: what failures are handed to; one destination that fails stops no other.
+        failsafe: what failures are handed to; one destination that fails stops no other.
         alerts: limits by key, above which sinks that know alerts send one.
         log_page_every: show the page in the loggers at every so many snapshots, not at the end alone.
         colormap: matplotlib's name of the colours of the heat.
@@ -40,7 +40,7 @@ class Output:
         folder: Path,
         loggers: list[Any],
         prefix: str,
-        faults: Faults,
+        failsafe: Failsafe,
         alerts: Mapping[str, float] | None = None,
         log_page_every: int | None = None,
         colormap: str = "inferno",
@@ -48,7 +48,7 @@ class Output:
         self._colormap = colormap
         self._alerts = alerts or {}
         self._log_page_every = log_page_every
-        self._guard = faults.guard
+        self._guard = failsafe.guard
         self._folder = RunFolder(folder)
         self._opened = False
         self._page_due = 1

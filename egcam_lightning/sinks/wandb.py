@@ -5,7 +5,7 @@ key                           what it shows
 ============================  =====================================================================================
 ``egcam/panels``              a slider over the steps: picture, heat over it, signed map
 ``egcam/overlays``            the pictures with the heat as masks that can be switched on and off, level by level
-``egcam/table``               a row an image and snapshot, to sort and group
+``egcam/table``               a row per image and snapshot, to sort and group
 ``egcam/timeline``            the timeline page
 ============================  =====================================================================================
 """
@@ -74,7 +74,7 @@ class WandbSink:
         self.prefix = prefix
         self._table: Any = None
         self._step: int | None = None
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def log_snapshot(self, snapshot: Snapshot, history: History, pictures: Pictures) -> None:
         """Send panels under one key, overlays under a second, and new rows of the table."""
@@ -138,8 +138,8 @@ class WandbSink:
 
     def _warn(self, kind: str, message: str) -> None:
         """Warn, once of each kind."""
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._reported:
+            self._reported.add(kind)
             warnings.warn(message, stacklevel=3)
 
 

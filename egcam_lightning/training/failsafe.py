@@ -10,7 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 Result = TypeVar("Result")
 
 
-class Faults:
+class Failsafe:
     """Turns exceptions into warnings that name the task and the cause.
 
     Args:
@@ -24,7 +24,7 @@ class Faults:
 
     def __init__(self, strict: bool = False) -> None:
         self.strict = strict
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def guard(self, task: str, work: Callable[[], Result]) -> Result | None:
         """What ``work`` returns, or ``None`` where it raises."""
@@ -53,6 +53,6 @@ class Faults:
             rank_zero_info(message)
 
     def _first(self, kind: str) -> bool:
-        new = kind not in self._told
-        self._told.add(kind)
+        new = kind not in self._reported
+        self._reported.add(kind)
         return new

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from egcam_lightning.config import Settings
+from egcam_lightning.config import CallbackConfig
 from egcam_lightning.history.history import History
 from egcam_lightning.metrics import ExplanationConsensus
 from egcam_lightning.metrics.registry import CHANGE, METRICS, OVERHEAD, OWN, build_metrics, needs_masks
@@ -34,7 +34,7 @@ class Monitors:
 
     Args:
         trainer: the Trainer, at its setup.
-        settings: what the user asked for.
+        config: what the user asked for.
         others: the prefixes of the other instances.
         every_n_epochs: how often snapshots of epochs are taken; ``None`` for never.
         log_at_start: whether there is one before training.
@@ -47,20 +47,20 @@ class Monitors:
     def __init__(
         self,
         trainer: Trainer,
-        settings: Settings,
+        config: CallbackConfig,
         others: Iterable[str],
         every_n_epochs: int | None,
         log_at_start: bool,
     ) -> None:
         self._trainer = trainer
-        self._settings = settings
-        self._others = tuple(f"{other}/" for other in others if other.startswith(f"{settings.prefix}/"))
+        self._config = config
+        self._others = tuple(f"{other}/" for other in others if other.startswith(f"{config.prefix}/"))
         self._every_n_epochs = every_n_epochs
         self._late = set(CHANGE) - ({"prediction_changed"} if log_at_start else set())
-        self._metrics = build_metrics(settings.metrics, masks=settings.keys.masks is not None)
+        self._metrics = build_metrics(config.metrics, masks=config.keys.masks is not None)
         self._known: set[str] = set()
         self._waiting: list[tuple[Any, str, Any]] = []  # who waits, and the attribute and value to set back
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
         for part in self._parts(getattr(trainer, "callbacks", [])):
             self._check(part)
 
@@ -82,7 +82,7 @@ class Monitors:
         for snapshot in history.snapshots:
             if snapshot.when == "epoch":
                 values |= snapshot.metrics
-        prefix, device = self._settings.prefix, pl_module.device
+        prefix, device = self._config.prefix, pl_module.device
         known = {
             f"{prefix}/{key}": torch.tensor(value, dtype=torch.float32, device=device) for key, value in values.items()
         }
@@ -105,8 +105,8 @@ class Monitors:
     def tell(self) -> None:
         """Say who waits behind an epoch that should have brought a value; once each."""
         for part, _, _ in self._waiting:
-            if id(part) not in self._told:
-                self._told.add(id(part))
+            if id(part) not in self._reported:
+                self._reported.add(id(part))
                 rank_zero_warn(
                     f"{_name(part)} monitors {part.monitor!r}, which has no value yet, and does nothing until there is "
                     "one; training goes on."
@@ -127,11 +127,11 @@ class Monitors:
         return {*self._metrics, *OWN, *OVERHEAD}
 
     def _key(self, part: Any) -> str:
-        return str(part.monitor.removeprefix(f"{self._settings.prefix}/"))
+        return str(part.monitor.removeprefix(f"{self._config.prefix}/"))
 
     def _parts(self, parts: Iterable[Any]) -> list[Any]:
         """Those that monitor a key under this prefix, and not under another that is longer."""
-        ours = f"{self._settings.prefix}/"
+        ours = f"{self._config.prefix}/"
         keys = [(part, getattr(part, "monitor", None)) for part in parts if getattr(part, "reduce_on_plateau", True)]
         return [
             part
@@ -151,7 +151,7 @@ class Monitors:
                 save = f"Write ModelCheckpoint(..., every_n_epochs={n}) to save where there are new values."
             else:
                 continue
-            self._told.add(id(part))
+            self._reported.add(id(part))
             write = {
                 "EarlyStopping": "Write EarlyStopping(..., strict=False) to say that this is meant.",
                 "LRSchedulerConfig": "Write 'strict': False beside 'monitor' to say that this is meant.",
@@ -165,7 +165,7 @@ class Monitors:
 
     def _check(self, part: Any) -> None:
         """Refuse what can never have a value."""
-        key, settings = self._key(part), self._settings
+        key, config = self._key(part), self._config
         seen = f"{_name(part)} monitors {part.monitor!r}"
         names = sorted(self._possible | METRICS.keys())
         if key in names:
@@ -175,7 +175,7 @@ class Monitors:
             return
         close = get_close_matches(key, names, cutoff=0.85)
         if close:
-            found = " or ".join(repr(f"{settings.prefix}/{name}") for name in close)
+            found = " or ".join(repr(f"{config.prefix}/{name}") for name in close)
             raise MisconfigurationException(
                 f"{seen}, but there is no such key. Write {found}; or, where your module logs it itself, another "
                 "`log_prefix`."
@@ -187,19 +187,19 @@ class Monitors:
 
     def _never(self, key: str) -> str | None:
         """Why a key of ours can have no value with these settings, and what to write; ``None`` where it can."""
-        settings = self._settings
+        config = self._config
         if self._every_n_epochs is None:
             return "only values of epochs can be monitored, and every_n_epochs=None takes none. Write every_n_epochs=1."
         if key in self._metrics:
             return None
         consensus = any(isinstance(metric, ExplanationConsensus) for metric in self._metrics.values())
         masked = key == "consensus_null" or (key in METRICS and needs_masks(METRICS[key]()))
-        if masked and settings.keys.masks is None:
+        if masked and config.keys.masks is None:
             return "it needs masks of the objects. Write `masks_key`, their key or position in a validation batch."
         if key in METRICS or (key == "consensus_null" and not consensus):
             missing = key if key in METRICS else "consensus"
             return f"the metric {missing!r} is not taken. Write metrics=({missing!r},), with the others that you want."
-        fewest = min(settings.num_baselines, settings.explainer["num_samples"])
+        fewest = min(config.num_baselines, config.explainer["num_samples"])
         if key in ("drift/noise_floor", "drift/significant") and fewest < 4:
             return (
                 f"it needs 4 baselines an image, and there are {fewest}. Write num_baselines=4, num_samples=4 or more."

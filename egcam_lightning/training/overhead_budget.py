@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from egcam_lightning.history.codec import typed
+from egcam_lightning.state_values import typed
 
 _ALWAYS = 3  # so many snapshots are taken whatever they cost: fewer show no change
 
 
-class Schedule:
+class OverheadBudget:
     """Counts the occasions for a snapshot and lets every ``interval``-th pass.
 
     Past ``max_overhead`` of the fit's time the interval doubles, so that what remains is evenly spaced.

@@ -16,7 +16,7 @@ class FailedElsewhere(RuntimeError):
     """Another process failed, and this one did not."""
 
 
-class Ranks:
+class ProcessGroup:
     """Splits work over the processes of a strategy and gathers what they found.
 
     Shares are interleaved and padded to one length, since gathering needs equal shapes everywhere.
@@ -31,7 +31,7 @@ class Ranks:
         self.rank = int(getattr(strategy, "global_rank", 0))
         self.world = int(getattr(strategy, "world_size", 1))
 
-    def share(self, count: int) -> tuple[Tensor, int]:
+    def shard(self, count: int) -> tuple[Tensor, int]:
         """Rows of ``count`` that this process works on.
 
         Returns:
@@ -44,10 +44,10 @@ class Ranks:
 
     def gather(self, share: Tensor, count: int) -> Tensor:
         """``(count, ...)`` on the CPU: the whole, from every process's share ``(n, ...)``."""
-        rows, own = self.share(count)
-        return self.join(share[:own], rows[:own], count)
+        rows, own = self.shard(count)
+        return self.assemble(share[:own], rows[:own], count)
 
-    def stack(self, value: Tensor) -> Tensor:
+    def all_gather(self, value: Tensor) -> Tensor:
         """``(world, ...)`` on the CPU: a value of one shape from every process."""
         if self.world == 1:
             return value[None].cpu()
@@ -61,18 +61,18 @@ class Ranks:
         flags = torch.tensor(int(flag), device=self._strategy.root_device)
         return int(self._strategy.reduce(flags, reduce_op="sum")) == self.world
 
-    def first(self, value: Any, source: int = 0) -> Any:
+    def broadcast(self, value: Any, source: int = 0) -> Any:
         """What the first process holds, or process ``source``."""
         return value if self.world == 1 else self._strategy.broadcast(value, source)
 
-    def first_known(self, value: Any) -> Any:
+    def broadcast_known(self, value: Any) -> Any:
         """What the first process holds that holds anything; ``None`` where none does."""
         if self.world == 1:
             return value
-        known = self.stack(torch.tensor(int(value is not None), device=self._strategy.root_device))
-        return self.first(value, int(known.argmax())) if bool(known.any()) else None
+        known = self.all_gather(torch.tensor(int(value is not None), device=self._strategy.root_device))
+        return self.broadcast(value, int(known.argmax())) if bool(known.any()) else None
 
-    def join(self, part: Tensor, rows: Tensor, count: int) -> Tensor:
+    def assemble(self, part: Tensor, rows: Tensor, count: int) -> Tensor:
         """``(count, ...)`` on the CPU: the whole, from the rows of every process.
 
         Each process puts its rows where they belong into a buffer of zeros, and the buffers are added. So what travels
@@ -93,7 +93,7 @@ class Ranks:
         added = self._strategy.reduce(whole.view(-1).view(torch.uint8), reduce_op="sum")
         return added.cpu().view(part.dtype).view(whole.shape)
 
-    def together(self, work: Callable[[], Result]) -> Result:
+    def run_or_raise_everywhere(self, work: Callable[[], Result]) -> Result:
         """Do ``work`` that waits for no other process; where it fails in one, it fails in all, and nobody waits.
 
         Args:
@@ -116,8 +116,8 @@ class Ranks:
         except Exception as problem:
             error = problem
         if not self.all(error is None):
-            failed = self.stack(torch.tensor(int(error is not None), device=self._strategy.root_device))
+            failed = self.all_gather(torch.tensor(int(error is not None), device=self._strategy.root_device))
             rank = int(failed.argmax())
-            cause = self.first(f"{type(error).__name__}: {error}", rank)
+            cause = self.broadcast(f"{type(error).__name__}: {error}", rank)
             raise error if error is not None else FailedElsewhere(f"it failed in process {rank}. {cause}")
         return result[0]

@@ -13,11 +13,11 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from egcam_lightning.data.baselines import Baselines
 from egcam_lightning.data.probe import Probe
-from egcam_lightning.history.codec import typed
 from egcam_lightning.history.history import History
 from egcam_lightning.history.packed import PackedSnapshots
 from egcam_lightning.history.records import ProbeImages, Snapshot
-from egcam_lightning.training.overhead_budget import Schedule
+from egcam_lightning.state_values import typed
+from egcam_lightning.training.overhead_budget import OverheadBudget
 
 _FOLDERS = 8  # so many run folders are remembered, the last ones
 
@@ -30,7 +30,7 @@ def new_run() -> str:
 
 
 @dataclass(eq=False)
-class Record:
+class RunState:
     """The images, the baselines, the schedule and the snapshots of a run.
 
     Attributes:
@@ -38,15 +38,15 @@ class Record:
         schedule: when snapshots are due.
         history: the snapshots, and the images for display.
         probe: the images that are explained, once they are chosen.
-        owed: epoch and step of a snapshot that was to follow when the state was taken.
+        pending: epoch and step of a snapshot that was to follow when the state was taken.
 
     """
 
     baselines: Baselines
-    schedule: Schedule
+    schedule: OverheadBudget
     history: History
     probe: Probe | None = None
-    owed: tuple[int, int] | None = None
+    pending: tuple[int, int] | None = None
 
     def add(self, snapshot: Snapshot) -> None:
         """Keep a snapshot."""
@@ -129,7 +129,7 @@ class Record:
             "baselines": self.baselines.state_dict(save_images=save_baselines),
             "snapshots": past.states(),
             "schedule": self.schedule.state_dict(elapsed),
-            "owed": self.owed,
+            "owed": self.pending,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -146,7 +146,7 @@ class Record:
             folders = [Path(folder) for folder in typed(state, "folders", list)] if named else []
             snapshots = PackedSnapshots.from_states(state["snapshots"], folders)
             run = typed(state, "run", str) if named else self.history.run
-            owed = None if state["owed"] is None else _pair(state["owed"])
+            pending = None if state["owed"] is None else _pair(state["owed"])
             # What is loaded takes the place of what there is when all of it has been read.
             baselines, schedule = copy.copy(self.baselines), copy.copy(self.schedule)
             baselines.load_state_dict(state["baselines"])
@@ -159,7 +159,7 @@ class Record:
                 "starts afresh; training is not affected."
             )
             return
-        self.probe, self.owed, self.baselines, self.schedule = probe, owed, baselines, schedule
+        self.probe, self.pending, self.baselines, self.schedule = probe, pending, baselines, schedule
         self.history = replace(self.history, snapshots=snapshots, run=run)
 
 

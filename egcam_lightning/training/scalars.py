@@ -7,16 +7,16 @@ from functools import partial
 
 from lightning.pytorch import LightningModule, Trainer
 
-from egcam_lightning.history.records import When
-from egcam_lightning.training.failsafe import Faults
+from egcam_lightning.history.records import Occasion
+from egcam_lightning.training.failsafe import Failsafe
 
 
 def log(
     values: Mapping[str, float],
-    when: When,
+    when: Occasion,
     trainer: Trainer,
     pl_module: LightningModule,
-    faults: Faults,
+    failsafe: Failsafe,
     *,
     monitored: bool = True,
 ) -> set[str]:
@@ -30,7 +30,7 @@ def log(
         when: the occasion.
         trainer: the Trainer.
         pl_module: its module.
-        faults: where failures go; one logger that fails silences no other.
+        failsafe: where failures go; one logger that fails silences no other.
         monitored: whether the Trainer is where it takes the values of this epoch.
 
     Returns:
@@ -53,9 +53,9 @@ def log(
             taken.add(key)
 
     if when.kind == "epoch" and monitored:
-        faults.guard("logging", log_epoch)
+        failsafe.guard("logging", log_epoch)
         return taken
     for logger in trainer.loggers:
         task = partial(logger.log_metrics, {**values, "epoch": float(when.epoch)}, step=when.step)
-        faults.guard(f"logging ({type(logger).__name__})", task)
+        failsafe.guard(f"logging ({type(logger).__name__})", task)
     return taken

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from egcam_lightning.config import Settings
+from egcam_lightning.config import CallbackConfig
 from egcam_lightning.data.batch import find_images, get
 from egcam_lightning.data.loaders import SampleReader
 from egcam_lightning.data.probe import Probe, build_probe, is_batch
@@ -23,10 +23,10 @@ from egcam_lightning.data.targets import chosen_targets, known_targets
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.explain.chunking import is_out_of_memory
 from egcam_lightning.explain.isolation import isolated, uninitialised
-from egcam_lightning.history.records import Snapshot, When
+from egcam_lightning.history.records import Occasion, Snapshot
 from egcam_lightning.metrics.registry import build_metrics, needs_masks
-from egcam_lightning.sinks.publisher import Output
-from egcam_lightning.training.failsafe import Faults
+from egcam_lightning.sinks.publisher import Publisher
+from egcam_lightning.training.failsafe import Failsafe
 from egcam_lightning.training.lightning_compat import (
     logger_step,
     to_model,
@@ -35,11 +35,11 @@ from egcam_lightning.training.lightning_compat import (
     validation_source,
 )
 from egcam_lightning.training.probe_display import probe_images
-from egcam_lightning.training.process_group import Ranks
+from egcam_lightning.training.process_group import ProcessGroup
 from egcam_lightning.training.run_directory import run_directory
-from egcam_lightning.training.run_state import Record
+from egcam_lightning.training.run_state import RunState
 from egcam_lightning.training.scalars import log
-from egcam_lightning.training.snapshotter import Look, reference_of
+from egcam_lightning.training.snapshotter import Snapshotter, reference_of
 
 _NOTICED_SECONDS = 1.5  # people wonder why nothing moves
 
@@ -50,9 +50,9 @@ class Session:
     Args:
         trainer: the Trainer.
         pl_module: its module.
-        settings: what the user asked for.
-        record: what outlives the fit; snapshots are added to it.
-        faults: where failures go that must not stop training.
+        config: what the user asked for.
+        run_state: what outlives the fit; snapshots are added to it.
+        failsafe: where failures go that must not stop training.
         started: when the fit began, by :func:`time.perf_counter`.
 
     Raises:
@@ -65,42 +65,42 @@ class Session:
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        settings: Settings,
-        record: Record,
-        faults: Faults,
+        config: CallbackConfig,
+        run_state: RunState,
+        failsafe: Failsafe,
         started: float,
     ) -> None:
         self._trainer = trainer
         self._module = pl_module
-        self._settings = settings
-        self._record = record
-        self._faults = faults
+        self._config = config
+        self._run_state = run_state
+        self._failsafe = failsafe
         self._started = started
-        self._ranks = Ranks(trainer.strategy)
+        self._process_group = ProcessGroup(trainer.strategy)
         self._last_seconds = 0.0
         self._waiting: Probe | None = None  # chosen, and not looked at yet
-        self._look: Look | None = None
-        self._output: Output | None = None
+        self._snapshotter: Snapshotter | None = None
+        self._output: Publisher | None = None
         self.run_dir: Path | None = None
-        with self._booked(), validation_data(trainer, pl_module):
+        with self._timed(), validation_data(trainer, pl_module):
             batches = sum(trainer.num_val_batches)
-            self._all_validate = self._ranks.all(batches > 0)
+            self._all_validate = self._process_group.all(batches > 0)
             if batches and not self._all_validate:
-                faults.inform(
+                failsafe.inform(
                     "A process has no validation batches: ExpectedGradCAMCallback takes the snapshots of epochs at "
                     "their end."
                 )
-            probe, initial = (self._ranks.first_known(found) for found in self._read_if_it_fits())
+            probe, initial = (self._process_group.broadcast_known(found) for found in self._read_if_it_fits())
             endless = trainer.num_training_batches == float("inf")
-            record.baselines.prepare(self._ranks, initial, endless=endless)
+            run_state.baselines.prepare(self._process_group, initial, endless=endless)
             if probe is not None:
                 self._waiting = probe
                 try:
-                    self._ranks.together(lambda: self._begin(probe))
+                    self._process_group.run_or_raise_everywhere(lambda: self._begin(probe))
                 except (ValueError, MisconfigurationException):
                     raise
                 except Exception as error:  # not a matter of the settings: tried again at the first validation
-                    faults.report("the first look at the model", error)
+                    failsafe.report("the first look at the model", error)
 
     @property
     def elapsed(self) -> float:
@@ -116,122 +116,124 @@ class Session:
 
     def sample(self, batch: Any, batch_idx: int) -> None:
         """Let a training batch pass by the reservoir."""
-        if self._record.baselines.wants(batch_idx):
-            with self._booked():
-                self._faults.guard("sampling baselines", lambda: self._record.baselines.update(self._images(batch)))
+        if self._run_state.baselines.wants(batch_idx):
+            with self._timed():
+                self._failsafe.guard(
+                    "sampling baselines", lambda: self._run_state.baselines.update(self._images(batch))
+                )
 
-    def offer(self, batch: Any) -> None:
+    def begin_with(self, batch: Any) -> None:
         """Take a validation batch as the probe, where the data could not be indexed, and begin where that failed.
 
         Args:
             batch: the first batch of this process; ``None`` where it has none.
 
         """
-        if self._look is not None:
+        if self._snapshotter is not None:
             return
-        settings, ranks = self._settings, self._ranks
+        config, process_group = self._config, self._process_group
 
         def take() -> Probe | None:
             if self._waiting is not None or batch is None:
                 return self._waiting
-            return Probe.from_batch(batch, settings.num_images, settings.keys)
+            return Probe.from_batch(batch, config.num_images, config.keys)
 
         def begin() -> None:
-            probe = ranks.first_known(ranks.together(take))
+            probe = process_group.broadcast_known(process_group.run_or_raise_everywhere(take))
             if probe is not None:
-                ranks.together(lambda: self._begin(probe))
+                process_group.run_or_raise_everywhere(lambda: self._begin(probe))
 
-        with self._booked():
-            self._faults.guard("choosing the images", begin)
+        with self._timed():
+            self._failsafe.guard("choosing the images", begin)
 
-    def owe(self) -> None:
+    def mark_pending(self) -> None:
         """The snapshot of an epoch follows behind this batch; a checkpoint may be written in between."""
-        self._record.owed = self._trainer.current_epoch, logger_step(self._trainer, "step")
+        self._run_state.pending = self._trainer.current_epoch, logger_step(self._trainer, "step")
 
-    def make_up(self) -> None:
+    def take_pending(self) -> None:
         """Take the snapshot that a checkpoint owes: Lightning resumes behind the validation that had yet to come."""
         callbacks: list[Any] = getattr(self._trainer, "callbacks", [])
         averages = any(kind.__name__ == "WeightAveraging" for one in callbacks for kind in type(one).__mro__)
-        if self._record.owed is not None and not averages:  # averaged weights are there in validation alone
-            self.snapshot("epoch", self._record.owed)
+        if self._run_state.pending is not None and not averages:  # averaged weights are there in validation alone
+            self.snapshot("epoch", self._run_state.pending)
 
-    def snapshot(self, kind: str, owed: tuple[int, int] | None = None) -> set[str]:
+    def snapshot(self, kind: str, pending: tuple[int, int] | None = None) -> set[str]:
         """Take a snapshot if one is due, show it, keep it and log it.
 
         Args:
             kind: the occasion.
-            owed: the epoch and step of one that is made up for; ``None`` for now.
+            pending: the epoch and step of one that is made up for; ``None`` for now.
 
         Returns:
             The keys whose values the Trainer has now, for those who monitor them.
 
         """
-        record, schedule = self._record, self._record.schedule
+        run_state, schedule = self._run_state, self._run_state.schedule
         if kind != "start" and not self.validates and self._waiting is not None:
-            self.offer(None)  # there is no validation to begin in
-        look = self._look
+            self.begin_with(None)  # there is no validation to begin in
+        look = self._snapshotter
         if look is None:
             return set()
-        when = When(*(owed or (self._trainer.current_epoch, logger_step(self._trainer, kind))), kind)
-        record.owed = None if kind == "epoch" else record.owed
-        if any(snapshot.key == (when.epoch, when.step, when.kind) for snapshot in record.history.snapshots[-2:]):
+        when = Occasion(*(pending or (self._trainer.current_epoch, logger_step(self._trainer, kind))), kind)
+        run_state.pending = None if kind == "epoch" else run_state.pending
+        if any(snapshot.key == (when.epoch, when.step, when.kind) for snapshot in run_state.history.snapshots[-2:]):
             return set()  # a checkpoint written inside validation fires the end of its epoch again
         # The first process decides, since every one takes part or none.
-        if kind != "start" and not self._ranks.first(schedule.due(self.elapsed)):
+        if kind != "start" and not self._process_group.broadcast(schedule.due(self.elapsed)):
             if schedule.interval > 1:
-                self._faults.inform(
+                self._failsafe.inform(
                     "ExpectedGradCAMCallback takes snapshots less often, to stay within max_overhead="
                     f"{schedule.max_overhead:g} of the fit's time. Metrics monitored by EarlyStopping keep their last "
                     "value in between. Pass max_overhead=None to take them all."
                 )
             return set()
-        self._say_busy()
+        self._announce_wait()
         begin = time.perf_counter()
-        snapshot = self._faults.guard("the snapshot", lambda: self._take(look, when))
+        snapshot = self._failsafe.guard("the snapshot", lambda: self._take(look, when))
         if snapshot is not None:
-            past = record.history.snapshots
-            record.add(snapshot)
+            past = run_state.history.snapshots
+            run_state.add(snapshot)
             drawing = time.perf_counter()
             output = self._find_output()
             if output is not None:
-                output.add(snapshot, record.history, past)
+                output.add(snapshot, run_state.history, past)
             look.seconds["drawing"] = time.perf_counter() - drawing
         took = time.perf_counter() - begin
         self._last_seconds = took
         schedule.took(took)
         if snapshot is None:
             return set()
-        with self._booked():
+        with self._timed():
             overhead = {"overhead_seconds": took, "overhead_fraction": schedule.fraction(self.elapsed)}
             overhead |= {f"overhead/{part}_seconds": spent for part, spent in look.seconds.items()}
-            overhead = self._ranks.first(overhead)  # the others wait while the first one draws
-            values = {f"{self._settings.prefix}/{k}": v for k, v in {**snapshot.metrics, **overhead}.items()}
-            return log(values, when, self._trainer, self._module, self._faults, monitored=owed is None)
+            overhead = self._process_group.broadcast(overhead)  # the others wait while the first one draws
+            values = {f"{self._config.prefix}/{k}": v for k, v in {**snapshot.metrics, **overhead}.items()}
+            return log(values, when, self._trainer, self._module, self._failsafe, monitored=pending is None)
 
-    def _say_busy(self) -> None:
+    def _announce_wait(self) -> None:
         """Say in the Trainer's progress bar that training waits, where it will be noticed.
 
         The first snapshot has just been announced; how long one takes is known from the one before.
         """
         bar, seconds = self._trainer.progress_bar_callback, self._last_seconds
         if bar is not None and getattr(bar, "is_enabled", True) and seconds > _NOTICED_SECONDS:
-            message = f"Explaining {len(self._record.history.probe.images)} images ({seconds:.0f} s last time)"
-            self._faults.guard("the progress message", lambda: bar.print(message))
+            message = f"Explaining {len(self._run_state.history.probe.images)} images ({seconds:.0f} s last time)"
+            self._failsafe.guard("the progress message", lambda: bar.print(message))
 
     def finish(self) -> None:
         """Show what there is a last time."""
         if self._output is not None:
-            with self._booked():
-                self._output.finish(self._record.history)
+            with self._timed():
+                self._output.finish(self._run_state.history)
 
     @contextmanager
-    def _booked(self) -> Iterator[None]:
+    def _timed(self) -> Iterator[None]:
         """Book the time that the body takes."""
         begin = time.perf_counter()
         try:
             yield
         finally:
-            self._record.schedule.overhead_seconds += time.perf_counter() - begin
+            self._run_state.schedule.overhead_seconds += time.perf_counter() - begin
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
@@ -239,76 +241,76 @@ class Session:
 
         The copy of its weights that this takes fits where their gradients are in training.
         """
-        module, seed = self._module, self._settings.seed
+        module, seed = self._module, self._config.seed
         with unheard(self._trainer, module), isolated(module, seed=seed, weights=True):
             yield
 
     def _read(self) -> tuple[Probe | None, Tensor | None]:
         """Read the images to explain and the first baselines, as far as the data can be indexed."""
-        trainer, module, settings, guard = self._trainer, self._module, self._settings, self._faults.guard
+        trainer, module, config, guard = self._trainer, self._module, self._config, self._failsafe.guard
         reader = SampleReader(trainer, module)
         validation, training = (partial(to_model, trainer, module, validating=flag) for flag in (True, False))
         loader = validation_source(trainer)
         if loader is None:
             loader = trainer.train_dataloader
-            if not is_batch(settings.probe):
+            if not is_batch(config.probe):
                 rank_zero_warn("There are no validation data: training images are explained instead.")
         with self._looking():
-            probe = build_probe(reader, loader, settings.probe, settings.num_images, settings.keys, validation, guard)
-            baselines = self._record.baselines
-            return probe, baselines.collect(reader, trainer.train_dataloader, settings.keys.input, training, guard)
+            probe = build_probe(reader, loader, config.probe, config.num_images, config.keys, validation, guard)
+            baselines = self._run_state.baselines
+            return probe, baselines.collect(reader, trainer.train_dataloader, config.keys.input, training, guard)
 
     def _read_if_it_fits(self) -> tuple[Probe | None, Tensor | None]:
         """The same, or nothing where memory does not suffice: the first batches that pass by will do."""
         try:
-            return self._ranks.together(self._read)
+            return self._process_group.run_or_raise_everywhere(self._read)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._faults.report("reading images to explain", error)
+            self._failsafe.report("reading images to explain", error)
             return None, None
 
     def _images(self, batch: Any) -> Tensor:
-        images: Tensor = get(batch, find_images(batch, self._settings.keys.input))
+        images: Tensor = get(batch, find_images(batch, self._config.keys.input))
         return images
 
     def _begin(self, probe: Probe) -> None:
         """Everything that can be wrong with the user's settings is found out here."""
-        settings, module, record = self._settings, self._module, self._record
+        config, module, run_state = self._config, self._module, self._run_state
         lazy = uninitialised(module)
         if lazy is not None:
-            self._faults.inform(
+            self._failsafe.inform(
                 f"ExpectedGradCAMCallback takes no snapshot before training, since {lazy!r} has no values until the "
                 "first batch; the next ones it takes. Call the module with a batch before fit, or leave "
                 "`num_sanity_val_steps` above 0, to have it."
             )
             return
-        record.adopt(probe)
-        assert record.probe is not None
-        probe = record.probe
-        explainer = ExpectedGradCAM(module, **{**settings.explainer, "forward_fn": self._forward})
+        run_state.adopt(probe)
+        assert run_state.probe is not None
+        probe = run_state.probe
+        explainer = ExpectedGradCAM(module, **{**config.explainer, "forward_fn": self._forward})
         rows = torch.arange(min(len(probe), 4))
         inputs = probe.inputs(rows, module.device)
         with self._looking(), torch.no_grad():
             output = explainer.logits(self._try(*inputs))
-            known = known_targets(settings.target, probe.labels, len(probe), output, explainer.score)
+            known = known_targets(config.target, probe.labels, len(probe), output, explainer.score)
             explainer.score.check(output, known if known is None or known.ndim == 1 else known[: len(output)])
             layer = explainer.find(*inputs)
             fast = explainer.is_fast(*inputs)
         if probe.targets is None and known is not None:
-            record.probe = probe = probe.with_targets(known)
-        metrics = build_metrics(settings.metrics, masks=settings.keys.masks is not None or probe.masks is not None)
+            run_state.probe = probe = probe.with_targets(known)
+        metrics = build_metrics(config.metrics, masks=config.keys.masks is not None or probe.masks is not None)
         if probe.masks is None and any(map(needs_masks, metrics.values())):
             metrics = {key: metric for key, metric in metrics.items() if not needs_masks(metric)}
-            self._faults.warn(
+            self._failsafe.warn(
                 "The checkpoint was written without `masks_key`, and its images, which are explained on, have no "
                 "masks: no metrics are taken that need them. Begin a new run to have them."
             )
         assert explainer.grid is not None
         grid = explainer.grid
-        view = probe_images(self._trainer, module, probe, settings.class_names, settings.normalization)
-        record.show(view, layer, grid)
-        self._look = Look(explainer, metrics, self._ranks, module.device, settings.seed)
+        view = probe_images(self._trainer, module, probe, config.class_names, config.normalization)
+        run_state.show(view, layer, grid)
+        self._snapshotter = Snapshotter(explainer, metrics, self._process_group, module.device, config.seed)
         self._find_output()
         rank_zero_info(
             f"ExpectedGradCAMCallback explains {len(probe)} images at layer {layer!r} (grid "
@@ -317,25 +319,25 @@ class Session:
             + (f"; files in {self.run_dir}" if self.run_dir else "")
         )
 
-    def _find_output(self) -> Output | None:
+    def _find_output(self) -> Publisher | None:
         """Where snapshots are shown: in the first process, and nowhere in a dry run, which leaves no files behind."""
-        if self._output is None and self._ranks.rank == 0 and not getattr(self._trainer, "fast_dev_run", False):
+        if self._output is None and self._process_group.rank == 0 and not getattr(self._trainer, "fast_dev_run", False):
 
-            def find() -> Output:
-                history = self._record.history
-                self.run_dir = run_directory(self._trainer, self._settings.save_dir, history.prefix, history.run)
-                self._record.look_in(self.run_dir)
-                return Output(
+            def find() -> Publisher:
+                history = self._run_state.history
+                self.run_dir = run_directory(self._trainer, self._config.save_dir, history.prefix, history.run)
+                self._run_state.look_in(self.run_dir)
+                return Publisher(
                     self.run_dir,
                     self._trainer.loggers,
                     history.prefix,
-                    self._faults,
-                    alerts=self._settings.alerts,
-                    log_page_every=self._settings.log_page_every,
-                    colormap=self._settings.colormap,
+                    self._failsafe,
+                    alerts=self._config.alerts,
+                    log_page_every=self._config.log_page_every,
+                    colormap=self._config.colormap,
                 )
 
-            self._output = self._faults.guard("finding where files go", find)
+            self._output = self._failsafe.guard("finding where files go", find)
         return self._output
 
     def _try(self, images: Tensor, *others: Tensor) -> Any:
@@ -354,24 +356,24 @@ class Session:
                 "more of the batch than the images, name it in `additional_keys`."
             ) from error
 
-    def _take(self, look: Look, when: When) -> Snapshot | None:
-        record, module = self._record, self._module
-        assert record.probe is not None
+    def _take(self, look: Snapshotter, when: Occasion) -> Snapshot | None:
+        run_state, module = self._run_state, self._module
+        assert run_state.probe is not None
         with ExitStack() as stack:
-            self._ranks.together(lambda: stack.enter_context(self._looking()))
-            found = record.baselines.current(look.ranks, record.probe, module.device)
+            self._process_group.run_or_raise_everywhere(lambda: stack.enter_context(self._looking()))
+            found = run_state.baselines.current(look.process_group, run_state.probe, module.device)
             if found is None:
-                self._faults.warn(
+                self._failsafe.warn(
                     "There are no training images to serve as baselines yet; no snapshot is taken. The next ones will "
                     "have those that pass in training."
                 )
                 return None
             baselines, generation = found
-            if record.probe.targets is None and when.kind == "epoch":
-                record.probe = self._settle(record.probe, look)
-            snapshots = record.history.snapshots
+            if run_state.probe.targets is None and when.kind == "epoch":
+                run_state.probe = self._settle(run_state.probe, look)
+            snapshots = run_state.history.snapshots
             snapshot = look.take(
-                record.probe,
+                run_state.probe,
                 baselines,
                 generation,
                 when,
@@ -379,37 +381,39 @@ class Session:
                 reference=reference_of(snapshots, generation),
             )
         for key, error in look.failures.items():
-            self._faults.report(f"the metric {key!r}", error)
+            self._failsafe.report(f"the metric {key!r}", error)
         if "not_finite" in snapshot.metrics:
             share = snapshot.metrics["not_finite"]
             message = (
                 f"The model gives NaN or infinity: {share:.0%} of the explanations are not finite. Look at the loss, "
                 "and lower the learning rate or train in higher precision where it has diverged."
             )
-            if self._faults.strict:
+            if self._failsafe.strict:
                 raise FloatingPointError(message)
-            self._faults.warn(message, kind="not finite")
+            self._failsafe.warn(message, kind="not finite")
         elif snapshot.metrics.get("degenerate") == 1:
-            self._faults.warn(
+            self._failsafe.warn(
                 "No map has anything positive: every heatmap is empty. Where it stays so as training goes on, pass "
                 "another `target_layer`, or target='predicted'."
             )
         return snapshot
 
-    def _settle(self, probe: Probe, look: Look) -> Probe:
+    def _settle(self, probe: Probe, look: Snapshotter) -> Probe:
         """Settle the explained classes, from what the model says of the whole probe, for good."""
-        rows, _ = look.ranks.share(len(probe))
+        rows, _ = look.process_group.shard(len(probe))
 
         def settle() -> Tensor:
             with torch.no_grad():
                 output = look.explainer.forward(*probe.inputs(rows, look.device))
             labels = None if probe.labels is None else probe.labels[rows].to(look.device)
-            return chosen_targets(self._settings.target, labels, output, look.explainer.score)
+            return chosen_targets(self._config.target, labels, output, look.explainer.score)
 
-        return probe.with_targets(look.ranks.gather(look.ranks.together(settle), len(probe)))
+        return probe.with_targets(
+            look.process_group.gather(look.process_group.run_or_raise_everywhere(settle), len(probe))
+        )
 
     def _forward(self, module: LightningModule, images: Tensor, *others: Any) -> Any:
         """Call the module in the precision in which the validation loop does; all arithmetic around it is float32."""
-        forward_fn = self._settings.explainer["forward_fn"]
+        forward_fn = self._config.explainer["forward_fn"]
         with self._trainer.precision_plugin.forward_context():
             return module(images, *others) if forward_fn is None else forward_fn(module, images, *others)

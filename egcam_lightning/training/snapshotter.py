@@ -19,9 +19,9 @@ from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.explain.explanation import Explanation
 from egcam_lightning.explain.path_gradients import rows_of
 from egcam_lightning.history.codec import round_maps
-from egcam_lightning.history.records import Snapshot, When
+from egcam_lightning.history.records import Occasion, Snapshot
 from egcam_lightning.metrics import functional as F
-from egcam_lightning.training.process_group import Ranks
+from egcam_lightning.training.process_group import ProcessGroup
 
 """Keys of what is measured against an earlier snapshot."""
 
@@ -31,13 +31,13 @@ from egcam_lightning.training.process_group import Ranks
 
 
 @dataclass(eq=False)
-class Look:
+class Snapshotter:
     """What one look at the probe needs, and how to take it.
 
     Attributes:
         explainer: the explainer.
         metrics: metrics by key; those that take images run on each process's share, the others on the whole.
-        ranks: the processes that the probe is split over.
+        process_group: the processes that the probe is split over.
         device: where the model is.
         seed: the user's seed.
         failures: what the metrics that failed at the last look raised, by key.
@@ -47,7 +47,7 @@ class Look:
 
     explainer: ExpectedGradCAM
     metrics: Mapping[str, Metric]
-    ranks: Ranks
+    process_group: ProcessGroup
     device: torch.device
     seed: int = 0
     failures: dict[str, Exception] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Look:
         probe: Probe,
         baselines: Tensor,
         generation: int,
-        when: When,
+        when: Occasion,
         previous: Snapshot | None = None,
         reference: Snapshot | None = None,
     ) -> Snapshot:
@@ -77,7 +77,7 @@ class Look:
 
         """
         sets = probe.target_sets
-        rows, own = self.ranks.share(len(probe))
+        rows, own = self.process_group.shard(len(probe))
 
         def explain() -> tuple[tuple[Tensor, ...], Explanation, Tensor | None]:
             inputs = probe.inputs(rows, self.device)
@@ -92,10 +92,10 @@ class Look:
             return inputs, explanation, floor
 
         begin = time.perf_counter()
-        inputs, explanation, floor = self.ranks.together(explain)
+        inputs, explanation, floor = self.process_group.run_or_raise_everywhere(explain)
 
         def whole(share: Tensor) -> Tensor:
-            return self.ranks.gather(share.to(self.device), len(probe))
+            return self.process_group.gather(share.to(self.device), len(probe))
 
         snapshot = Snapshot(
             epoch=when.epoch,
@@ -125,7 +125,7 @@ class Look:
         self.seconds |= {"explanation": explained - begin, "metrics": time.perf_counter() - explained}
         finite = {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
         # Logging waits for all processes key by key: what the first one measured is what all of them log.
-        return replace(snapshot, metrics=self.ranks.first(finite), **drift)
+        return replace(snapshot, metrics=self.process_group.broadcast(finite), **drift)
 
     def _measure(
         self,
@@ -164,7 +164,7 @@ class Look:
         self.failures = {}
         sets = probe.target_sets
         targets = explanation.target if sets is None else sets[rows].to(self.device)
-        score_of = self.ranks.together(lambda: self.explainer.bind(images, targets, *others))
+        score_of = self.process_group.run_or_raise_everywhere(lambda: self.explainer.bind(images, targets, *others))
 
         def score(probability: bool) -> Callable[[Tensor, Tensor], Tensor]:
             return lambda points, rows: score_of(_in_type(points, probe.dtype), rows, probability)
@@ -197,7 +197,7 @@ class Look:
                 metric._to_sync = takes_images  # setting `sync_on_compute` has no effect once it is made
                 update = partial(self._update, metric, arguments if own or not takes_images else None)
                 if takes_images:
-                    self.ranks.together(update)
+                    self.process_group.run_or_raise_everywhere(update)
                 else:
                     update()
                 values[key] = float(metric.compute())

@@ -14,18 +14,18 @@ from torch import Tensor
 from zoo import ARCHITECTURES, Architecture, make
 
 from egcam_lightning import ExpectedGradCAM, Explanation
-from egcam_lightning.explain.split_model import Cut, carrier_like
+from egcam_lightning.explain.split_model import SplitModel, host_image_like
 
 NAMES = [name if a.cheap else pytest.param(name, marks=pytest.mark.slow) for name, a in ARCHITECTURES.items()]
 
 
-def explain(architecture: Architecture) -> tuple[Cut, Tensor, Explanation]:
+def explain(architecture: Architecture) -> tuple[SplitModel, Tensor, Explanation]:
     noise, images, _ = patched(architecture.side)
     model = make(architecture)
     explainer = ExpectedGradCAM(model, num_samples=8, score=architecture.score)
     explanation = explainer(images, noise, 1)
     layer = model.get_submodule(explanation.layer)
-    return Cut(layer, explanation.layer, explainer.forward), images, explanation
+    return SplitModel(layer, explanation.layer, explainer.forward), images, explanation
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,7 +41,7 @@ def test_auto_takes_the_layer_that_one_would_choose_and_its_map_is_in_place(name
         assert not in_place(turned)
     # The fast path holds, on images that the explainer has not asked about in this way.
     activation, output = cut.capture(images[:4])
-    assert cut.holds(activation, output, carrier_like(images, seed=7))
+    assert cut.holds(activation, output, host_image_like(images, seed=7))
     wanted = explanation.score - explanation.baseline_score
     found = maps.flatten(1).sum(1) + explanation.off_grid
     # Eight draws are few for a head of several layers; where something bypasses the layer, the gap is about 1.

@@ -231,24 +231,24 @@ class Recorder(Callback):
     def __init__(self) -> None:
         self.states: list[tuple[str, dict[str, str]]] = []
 
-    def _record(self, trainer: Trainer, module: LightningModule, where: str) -> None:
+    def _run_state(self, trainer: Trainer, module: LightningModule, where: str) -> None:
         place = f"{where} of epoch {trainer.current_epoch}, step {trainer.global_step}"
         self.states.append((place, training_state(trainer, module)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._record(trainer, pl_module, "start")
+        self._run_state(trainer, pl_module, "start")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self._record(trainer, pl_module, "batch end")
+        self._run_state(trainer, pl_module, "batch end")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._record(trainer, pl_module, "validation end")
+        self._run_state(trainer, pl_module, "validation end")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._record(trainer, pl_module, "epoch end")
+        self._run_state(trainer, pl_module, "epoch end")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._record(trainer, pl_module, "train end")
+        self._run_state(trainer, pl_module, "train end")
 
 
 def assert_same_training(with_it: Recorder, without: Recorder) -> None:

@@ -31,7 +31,7 @@ class Report(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         self.heard.__exit__(None, None, None)
-        record = self.watched._record
+        record = self.watched._run_state
         content = {
             "snapshots": [snapshot_to_state(snapshot) for snapshot in record.history.snapshots],
             "baselines": record.baselines.state_dict(),

@@ -349,7 +349,7 @@ def test_a_segmented_class_is_explained_over_its_own_region(tmp_path, target):
     assert {"insertion_auc", "deletion_auc", "infidelity"} <= set(callback.history[-1].metrics)
 
 
-@pytest.mark.parametrize("rows", [4, 1], ids=["one an image", "one for all"])
+@pytest.mark.parametrize("rows", [4, 1], ids=["one per image", "one for all"])
 def test_a_segmented_class_is_explained_over_a_given_mask(tmp_path, rows):
     mask = torch.zeros(rows, 8, 10, dtype=torch.bool)
     mask[:, 2:5, 3:9] = True

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from egcam_lightning import ExpectedGradCAMCallback
 from egcam_lightning.metrics import Infidelity
-from egcam_lightning.training.snapshotter import Look
+from egcam_lightning.training.snapshotter import Snapshotter
 from tests.contract.faulty import Flaky, at, heard
 from tests.contract.helpers import Net, fingerprint, fit, make_callback, train_loader
 from tests.contract.parallel import fit_in_two
@@ -85,7 +85,9 @@ WHO = {
 def test_whoever_monitors_waits_for_the_first_value_and_the_fit_goes_on(tmp_path, monkeypatch, weights, what, who):
     (key, arguments, first), (make, ahead) = LATE[what], WHO[who]
     if what == "a snapshot that fails":  # the first behind an epoch
-        monkeypatch.setattr(Look, "take", Flaky(Look.take, torch.OutOfMemoryError("CUDA out of memory"), at(1)))
+        monkeypatch.setattr(
+            Snapshotter, "take", Flaky(Snapshotter.take, torch.OutOfMemoryError("CUDA out of memory"), at(1))
+        )
     callback, monitor = make_callback(metrics=("infidelity",), **arguments), make(f"egcam/{key}")
     order = [monitor, callback] if ahead else [callback, monitor]
     with heard():
@@ -111,7 +113,9 @@ def test_whoever_monitors_waits_for_the_first_value_and_the_fit_goes_on(tmp_path
 def test_a_learning_rate_waits_too(tmp_path, monkeypatch, what):
     key, arguments, first = LATE[what]
     if what == "a snapshot that fails":
-        monkeypatch.setattr(Look, "take", Flaky(Look.take, torch.OutOfMemoryError("CUDA out of memory"), at(1)))
+        monkeypatch.setattr(
+            Snapshotter, "take", Flaky(Snapshotter.take, torch.OutOfMemoryError("CUDA out of memory"), at(1))
+        )
     net = Halving(f"egcam/{key}")
     with heard():
         fit(tmp_path, make_callback(metrics=("infidelity",), **arguments), net=net, max_epochs=EPOCHS)
@@ -130,7 +134,7 @@ def test_without_validation_they_wait_as_well(tmp_path):
 
 
 def test_where_no_value_ever_comes_the_fit_ends_as_ever_and_a_warning_has_said_so(tmp_path, monkeypatch, weights):
-    monkeypatch.setattr(Look, "take", Flaky(Look.take, torch.OutOfMemoryError("CUDA"), lambda call: True))
+    monkeypatch.setattr(Snapshotter, "take", Flaky(Snapshotter.take, torch.OutOfMemoryError("CUDA"), lambda call: True))
     monitors = stop("egcam/infidelity"), keep("egcam/infidelity", save_last=True)
     callback = make_callback(strict=False, metrics=("infidelity",))
     with heard() as messages:

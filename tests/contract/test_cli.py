@@ -150,7 +150,7 @@ def test_a_fit_with_every_argument_from_a_yaml_file(build, tmp_path):
     callback, trainer = build(**EVERYTHING)
     # 4 steps an epoch, every third of them, and the second epoch's own.
     assert [(s.epoch, s.step, s.when) for s in callback.history] == [(0, 2, "step"), (1, 5, "step"), (1, 7, "epoch")]
-    settings = callback._settings
+    settings = callback._config
     assert settings.explainer["perturbation"] == Perturbation(space="input", interval=(0.25, 0.75), noise=0.1)
     assert settings.explainer["forward_fn"] is call_twice
     assert settings.explainer["reshape_transform"] is keep_layout
@@ -192,7 +192,7 @@ def test_the_defaults_need_no_argument_but_where_the_logits_are(build):
 )
 def test_every_kind_of_value_arrives_as_it_is(build, name, value, expected):
     callback, _ = build(None, **{name: value})
-    assert getattr(callback._settings, name) == expected
+    assert getattr(callback._config, name) == expected
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_every_kind_of_value_arrives_as_it_is(build, name, value, expected):
 )
 def test_keys_are_names_or_numbers(build, name, value):
     callback, _ = build(None, **{name: value})
-    assert getattr(callback._settings.keys, name.removesuffix("_key")) == value
+    assert getattr(callback._config.keys, name.removesuffix("_key")) == value
 
 
 @pytest.mark.parametrize(
@@ -215,12 +215,12 @@ def test_keys_are_names_or_numbers(build, name, value):
 )
 def test_every_kind_of_value_reaches_the_explainer(build, name, value, expected):
     callback, _ = build(None, **{name: value})
-    assert callback._settings.explainer[name] == expected
+    assert callback._config.explainer[name] == expected
 
 
 def test_a_score_may_be_an_instance_of_a_class(build):
     callback, _ = build(None, score={"class_path": f"{__name__}.Mean", "init_args": {"scale": 3.0}})
-    score = callback._settings.explainer["score"]
+    score = callback._config.explainer["score"]
     assert isinstance(score, Mean)
     assert score.scale == 3.0
 
@@ -228,7 +228,7 @@ def test_a_score_may_be_an_instance_of_a_class(build):
 def test_metrics_may_be_instances(build):
     metric = {"class_path": "egcam_lightning.metrics.Infidelity", "init_args": {"num_perturbations": 4}}
     callback, _ = build(None, metrics=["sparseness", metric])
-    name, instance = callback._settings.metrics
+    name, instance = callback._config.metrics
     assert name == "sparseness"
     assert isinstance(instance, Infidelity)
 
@@ -236,7 +236,7 @@ def test_metrics_may_be_instances(build):
 def test_metrics_may_have_keys_of_their_own(build):
     metric = {"class_path": "egcam_lightning.metrics.Infidelity", "init_args": {"num_perturbations": 4}}
     callback, _ = build(None, metrics={"coarse": metric, "fine": "infidelity"})
-    chosen = callback._settings.metrics
+    chosen = callback._config.metrics
     assert list(chosen) == ["coarse", "fine"]
     assert isinstance(chosen["coarse"], Infidelity)
     assert chosen["fine"] == "infidelity"

@@ -105,7 +105,7 @@ def test_of_images_that_the_model_does_not_take_while_training_goes_on(tmp_path)
         (lambda n, p, g: n.dense(g), {"score": RegionScore(torch.ones(3, 8, 10))}, r"each of 4 images, or one for all"),
         (lambda n, p, g: n.other(p), {}, r"between 0 and 1, .* but got 2. Pass `target`, .* score='value'"),
         (lambda n, p, g: n.head(p), {"target": 7}, r"between 0 and 3, .* but got 7. Pass `target`, a class for all"),
-        (lambda n, p, g: n.head(p), {"score": lambda o, t: o}, r"one number an image, .*, such as `lambda output"),
+        (lambda n, p, g: n.head(p), {"score": lambda o, t: o}, r"one number per image, .*, such as `lambda output"),
         (lambda n, p, g: n.head(p), {"target": lambda o, _: o}, r"for each of 4 images.*such as `lambda output"),
         (lambda n, p, g: n.head(p), {"target": lambda o, _: [9] * 4}, r"between 0 and 3, .* but got 9"),
         (lambda n, p, g: n.head(p), {"target": "runner_up", "score": "value"}, r"such as score='logit'"),

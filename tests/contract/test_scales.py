@@ -18,7 +18,7 @@ from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback, History
 from egcam_lightning.data.baselines import Baselines
 from egcam_lightning.data.probe import Probe
 from egcam_lightning.metrics.registry import DEFAULT_METRICS
-from egcam_lightning.training.process_group import FailedElsewhere, Ranks
+from egcam_lightning.training.process_group import FailedElsewhere, ProcessGroup
 from tests.contract import faulty
 from tests.contract.faulty import BrokenMetric, complaints
 from tests.contract.helpers import Net, fingerprint, fit, images, make_callback, train_loader, val_loader
@@ -130,7 +130,7 @@ def sample(seed, streams, size):
     """The numbers of the images chosen from streams of numbered images, one stream a process."""
 
     def work(strategy):
-        ranks = Ranks(strategy)
+        ranks = ProcessGroup(strategy)
         baselines = Baselines(size, seed)
         baselines.prepare(SimpleNamespace(num_training_batches=4), ranks, None)
         for part in streams[ranks.rank].split(7):
@@ -172,8 +172,8 @@ def test_the_whole_is_joined_from_every_part_bit_by_bit(like, dtype, shape):
     whole = (torch.randn(7, *shape, generator=torch.Generator().manual_seed(0)) * 50).abs().to(dtype)
 
     def work(strategy):
-        ranks = Ranks(strategy)
-        rows, _ = ranks.share(len(whole))
+        ranks = ProcessGroup(strategy)
+        rows, _ = ranks.shard(len(whole))
         return ranks.gather(whole[rows], len(whole))
 
     for found in in_threads(3, work, like):
@@ -184,11 +184,11 @@ def test_the_whole_is_joined_from_every_part_bit_by_bit(like, dtype, shape):
 @LIKE
 def test_what_every_process_says_is_heard_by_all(like):
     def work(strategy):
-        ranks = Ranks(strategy)
+        ranks = ProcessGroup(strategy)
         value = torch.full((2,), float(ranks.rank))
         known = "mine" if ranks.rank == 2 else None
         flags = ranks.all(True), ranks.all(ranks.rank != 1)
-        return ranks.stack(value).tolist(), ranks.first(ranks.rank), ranks.first_known(known), flags
+        return ranks.all_gather(value).tolist(), ranks.broadcast(ranks.rank), ranks.broadcast_known(known), flags
 
     assert in_threads(3, work, like) == [([[0, 0], [1, 1], [2, 2]], 0, "mine", (True, False))] * 3
 
@@ -198,7 +198,7 @@ def test_images_of_another_size_or_type_in_one_process_are_brought_to_those_of_t
     streams = [torch.rand(6, 3, 8, 8), torch.rand(6, 3, 4, 6)]
 
     def work(strategy):
-        ranks = Ranks(strategy)
+        ranks = ProcessGroup(strategy)
         baselines = Baselines(6, 0)
         baselines.prepare(SimpleNamespace(num_training_batches=4), ranks, None)
         baselines.update(streams[ranks.rank])
@@ -213,14 +213,14 @@ def test_images_of_another_size_or_type_in_one_process_are_brought_to_those_of_t
 @LIKE
 def test_what_fails_in_one_process_fails_in_all_with_its_cause(like):
     def work(strategy):
-        ranks = Ranks(strategy)
+        ranks = ProcessGroup(strategy)
 
         def maybe():
             if ranks.rank == 1:
                 raise KeyError("lost")
             return ranks.rank
 
-        return ranks.together(maybe)
+        return ranks.run_or_raise_everywhere(maybe)
 
     first, second, third = in_threads(3, work, like)
     assert isinstance(second, KeyError)

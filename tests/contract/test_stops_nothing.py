@@ -22,7 +22,7 @@ from egcam_lightning.data.probe import Probe
 from egcam_lightning.explain import module_state as state
 from egcam_lightning.history.folder import RunFolder
 from egcam_lightning.sinks import register_sink
-from egcam_lightning.training.snapshotter import Look
+from egcam_lightning.training.snapshotter import Snapshotter
 from tests.contract import faulty
 from tests.contract.faulty import Flaky, at, complaints, full_disk, heard, read_only
 from tests.contract.helpers import Net, fingerprint, fit, images, make_callback, make_trainer, train_loader, val_loader
@@ -78,14 +78,15 @@ BREAKS = {
     "an error in the backward pass": (
         [(torch.autograd, "grad", RuntimeError("cuDNN error"), at(0))], "first look.*failed.*cuDNN error", 3,
     ),
-    "a look that fails": ([(Look, "take", KeyError("layer"), at(2))], "the snapshot failed.*KeyError: 'layer'", 3),
+    "a look that fails": ([(Snapshotter, "take", KeyError("layer"), at(2))], "snapshot failed.*KeyError: 'layer'", 3),
     "a probe that does not fit into memory": ([(Probe, "inputs", OOM, at(1))], "the snapshot failed.*OutOfMemory", 3),
     "a full disk": ([(RunFolder, "append", full_disk(), at(1, 2))], "writing the history failed.*No space left", 4),
     "a folder that cannot be made": (
         [(RunFolder, "open", read_only(), at(0, 1))], "writing the history failed.*Read-only file system", 4,
     ),
     "pictures that cannot be drawn": (
-        [(egcam_lightning.pictures.draw, "draw", ValueError("no colour"), at(0))], "drawing the pictures failed.*no colour", 4,
+        [(egcam_lightning.pictures.draw, "draw", ValueError("no colour"), at(0))],
+        "drawing the pictures failed.*no colour", 4,
     ),
     "a page that cannot be built": (
         [(egcam_lightning.report, "build_report", MemoryError("the page"), at(0))], "building the page failed.*page", 4,
@@ -200,8 +201,8 @@ def test_after_a_full_disk_the_history_on_disk_is_whole_again(tmp_path, monkeypa
         trouble["now"] = bool(args[3].epoch == 1) or args[3].kind == "start"
         return original(self, *args, **kwargs)
 
-    original = Look.take
-    monkeypatch.setattr(Look, "take", look)
+    original = Snapshotter.take
+    monkeypatch.setattr(Snapshotter, "take", look)
     monkeypatch.setattr(
         Path,
         "write_bytes",
@@ -337,7 +338,7 @@ def test_faults_at_random_over_a_long_run_are_told_of_once_of_each_kind(tmp_path
     seed_everything(0, verbose=False)
     _, net = fit(tmp_path, net=Picky(), max_epochs=epochs)
     places = [
-        (Look, "take", OOM),
+        (Snapshotter, "take", OOM),
         (Anything, "compute", ZeroDivisionError("no images")),
         (RunFolder, "append", full_disk()),
         (RunFolder, "open", read_only()),

@@ -109,9 +109,9 @@ def test_a_key_that_leads_to_no_tensor() -> None:
 @pytest.mark.parametrize(
     ("score", "message"),
     [
-        (lambda output, target: output, r"one number an image, \(3,\), but got \(3, 5\)"),
-        (lambda output, target: output.sum(), r"one number an image, \(\d+,\), but got \(\)"),
-        (lambda output, target: 1.0, r"one number an image, \(\d+,\), but got float"),
+        (lambda output, target: output, r"one number per image, \(3,\), but got \(3, 5\)"),
+        (lambda output, target: output.sum(), r"one number per image, \(\d+,\), but got \(\)"),
+        (lambda output, target: 1.0, r"one number per image, \(\d+,\), but got float"),
     ],
 )
 def test_scores_of_ones_own_that_are_not_one_number_an_image(score: Any, message: str) -> None:

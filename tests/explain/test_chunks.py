@@ -8,7 +8,7 @@ from toy_networks import VGG, images, relative_error, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.explain.chunking import Chunks, is_out_of_memory
-from egcam_lightning.explain.split_model import Cut, carrier_like
+from egcam_lightning.explain.split_model import SplitModel, host_image_like
 
 MESSAGES = [
     "CUDA out of memory. Tried to allocate 2.00 GiB",
@@ -83,11 +83,11 @@ def test_memory_that_images_ran_out_of_leaves_the_points_as_they_are() -> None:
 def test_memory_that_runs_out_in_the_test_of_a_cut_is_no_answer() -> None:
     model = Limited()
     inputs = images(4)
-    cut = Cut(model.model.features[4], "features.4", model)
+    cut = SplitModel(model.model.features[4], "features.4", model)
     activation, output = cut.capture(inputs)
     model.points = 2
     with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
-        cut.holds(activation, output, carrier_like(inputs))
+        cut.holds(activation, output, host_image_like(inputs))
 
 
 def test_the_size_that_was_asked_for_is_kept() -> None:

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from toy_networks import VGG, Case, ResNet, UNet, ViT, Wrapped, images, pooled_gap, relative_error, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM, Perturbation
-from egcam_lightning.explain.split_model import Cut, carrier_like
+from egcam_lightning.explain.split_model import SplitModel, host_image_like
 
 NO_CUT = "not a cut of the network"
 
 
 def holds(model: nn.Module, layer: str, count: int = 4) -> bool:
     inputs = images(count)
-    cut = Cut(model.get_submodule(layer), layer, model)
-    return cut.holds(*cut.capture(inputs), carrier_like(inputs))
+    cut = SplitModel(model.get_submodule(layer), layer, model)
+    return cut.holds(*cut.capture(inputs), host_image_like(inputs))
 
 
 @pytest.mark.parametrize(

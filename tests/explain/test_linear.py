@@ -14,7 +14,7 @@ from toy_networks import CLASSES, images, seeded
 import egcam_lightning.explain.path_gradients
 from egcam_lightning import ExpectedGradCAM, Perturbation
 from egcam_lightning.explain.linearity import is_linear
-from egcam_lightning.explain.split_model import Cut
+from egcam_lightning.explain.split_model import SplitModel
 
 WEIGHT = nn.Parameter(torch.randn(CLASSES, 8, generator=torch.Generator().manual_seed(3)))
 
@@ -57,15 +57,15 @@ def run(head: Callable[[Tensor], Tensor], **kwargs: Any) -> tuple[Any, int]:
     """The explanation, and how many points went through the head with a gradient."""
     count = 0
     model = seeded(lambda: Net(head))
-    from_points = Cut.from_points
+    from_points = SplitModel.from_points
 
-    def counting(self: Cut, points: Tensor, *args: Any) -> Any:
+    def counting(self: SplitModel, points: Tensor, *args: Any) -> Any:
         nonlocal count
         count += len(points) if torch.is_grad_enabled() else 0
         return from_points(self, points, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Cut, "from_points", counting)
+        patch.setattr(SplitModel, "from_points", counting)
         explainer = ExpectedGradCAM(model, "features.3", num_samples=12, **kwargs)
         return explainer(images(3), images(4, seed=1), torch.tensor([1, 4, 2])), count
 
@@ -78,7 +78,7 @@ def test_a_linear_head_takes_one_gradient_an_image_and_gives_the_same_maps(
     short, few = run(head, perturbation=perturbation)
     monkeypatch.setattr(egcam_lightning.explain.path_gradients, "is_linear", lambda *_: False)
     long, many = run(head, perturbation=perturbation)
-    assert few <= 4 < 36 <= many  # one an image; 12 draws of 3 images
+    assert few <= 4 < 36 <= many  # one per image; 12 draws of 3 images
     for name in ("attribution", "draws", "standard_error", "score", "baseline_score", "off_grid"):
         torch.testing.assert_close(getattr(short, name), getattr(long, name), rtol=1e-4, atol=1e-6)
     assert torch.equal(short.baseline_index, long.baseline_index)

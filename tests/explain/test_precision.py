@@ -12,7 +12,7 @@ from toy_networks import CLASSES, VGG, ResNet, UNet, images, pooled_gap, seeded
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.explain.gradient import gradient_at
 from egcam_lightning.explain.precision import resolution
-from egcam_lightning.explain.split_model import Cut, carrier_like
+from egcam_lightning.explain.split_model import SplitModel, host_image_like
 
 
 @pytest.fixture
@@ -49,16 +49,16 @@ def emulate_tf32(model: nn.Module) -> nn.Module:
 @pytest.mark.usefixtures("tf32")
 def test_cuts_hold_in_tf32_and_what_something_bypasses_does_not(architecture: type, layer: str, cut: bool) -> None:
     model = emulate_tf32(seeded(architecture))
-    candidate = Cut(model.get_submodule(layer), layer, model)
+    candidate = SplitModel(model.get_submodule(layer), layer, model)
     # Of more contrast than the toys are made for: their logits vary as those of a trained network do.
     inputs = images(4) * torch.tensor([0.2, 1.0, 2.0, 3.0]).view(-1, 1, 1, 1)
     activation, output = candidate.capture(inputs)
-    carrier = carrier_like(inputs)
+    host_image = host_image_like(inputs)
 
     def replay() -> Tensor:  # in another number of rows than the images
-        return torch.cat([candidate.from_points(part, carrier)[1] for part in activation.split(3)])
+        return torch.cat([candidate.from_points(part, host_image)[1] for part in activation.split(3)])
 
-    assert candidate.holds(activation, output, carrier, replay) is cut
+    assert candidate.holds(activation, output, host_image, replay) is cut
 
 
 @pytest.mark.usefixtures("tf32")

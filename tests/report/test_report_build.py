@@ -169,7 +169,7 @@ def test_a_page_is_replaced_whole_or_not_at_all(tmp_path):
     page = build_report(history, tmp_path / "folder" / "page.html")
     before = page.read_bytes()
     broken = replace(history[-1], attribution=torch.zeros(2, 7, 7))
-    with pytest.raises(ValueError, match="one map an image"):
+    with pytest.raises(ValueError, match="one map per image"):
         build_report(replace(history, snapshots=(broken,)), page)
     assert page.read_bytes() == before
     assert [p.name for p in page.parent.iterdir()] == ["page.html"]

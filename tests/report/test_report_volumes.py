@@ -134,5 +134,5 @@ def test_a_place_is_named_whatever_the_depth():
 
 def test_maps_of_images_are_refused_for_volumes(tmp_path):
     history = make_volumes(torch.zeros(2, 4, 4))
-    with pytest.raises(ValueError, match=r"\(N, d, h, w\) with one map an image"):
+    with pytest.raises(ValueError, match=r"\(N, d, h, w\) with one map per image"):
         build_report(history, tmp_path / "page.html")

@@ -1,4 +1,4 @@
-"""The metrics as pure functions, one value an image.
+"""The metrics as pure functions, one value per image.
 
 Maps are ``(B, h, w)`` at any resolution; models are reached through a :data:`ScoreFunction`, which
 :func:`class_scores` makes of any classifier.

@@ -35,7 +35,7 @@ def check_maps(maps: Tensor, name: str = "attribution") -> Tensor:
         raise TypeError(f"{name} must be a tensor of floats, got {seen}; write {name}.float().")
     if maps.ndim not in (3, 4) or 0 in maps.shape[1:]:
         raise ValueError(
-            f"{name} must hold one map an image, shape (B, h, w) or (B, d, h, w) for volumes, got "
+            f"{name} must hold one map per image, shape (B, h, w) or (B, d, h, w) for volumes, got "
             f"{tuple(maps.shape)}; sum over channels, or write {name}[None] for a single map."
         )
     return maps if maps.dtype == torch.float64 else maps.float()
@@ -58,7 +58,7 @@ def check_target(target: Tensor, num_images: int) -> Tensor:
         seen = target.dtype if isinstance(target, Tensor) else type(target).__name__
         raise TypeError(f"target must be a tensor of class indices (int64), got {seen}; write target.long().")
     if target.shape != (num_images,):
-        raise ValueError(f"target must have shape ({num_images},), one class an image, got {tuple(target.shape)}.")
+        raise ValueError(f"target must have shape ({num_images},), one class per image, got {tuple(target.shape)}.")
     return target.long()
 
 

@@ -92,7 +92,7 @@ def over_points(
         if not isinstance(value, Tensor) or value.shape != part.shape:
             seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"the score function must return one score an image, shape {tuple(part.shape)}, got {seen}; "
+                f"the score function must return one score per image, shape {tuple(part.shape)}, got {seen}; "
                 "for logits (N, K) write logits.gather(1, target[:, None])[:, 0], or use class_scores(model)."
             )
         values[chunk] = value.detach().float()

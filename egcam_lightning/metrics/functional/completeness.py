@@ -38,7 +38,7 @@ def completeness_terms(
     shape = attribution.shape[:1]
     for name, value in (("score", score), ("baseline_score", baseline_score), ("off_grid", off_grid)):
         if value.shape != shape:
-            raise ValueError(f"{name} must have shape {tuple(shape)}, one number an image, got {tuple(value.shape)}.")
+            raise ValueError(f"{name} must have shape {tuple(shape)}, one number per image, got {tuple(value.shape)}.")
     difference = score.to(attribution.dtype) - baseline_score.to(attribution.dtype)
     missing = (attribution.flatten(1).sum(1) + off_grid.to(attribution.dtype) - difference).abs()
     finite = missing.isfinite() & difference.isfinite()

@@ -80,7 +80,7 @@ def block_effects(
         images: ``(B, C, H, W)``.
         attribution: ``(B, h, w)``, signed; each cell is spread over its pixels and the map keeps its total.
         target: ``(B,)`` int64.
-        num_perturbations: P, the number of blocks, and of forward passes an image.
+        num_perturbations: P, the number of blocks, and of forward passes per image.
         seed: of the blocks (see :func:`random_blocks`).
         chunk_size: how many images go through ``score_fn`` at once; ``None`` chooses by their size.
         scores: ``(B,)``, the scores of the images where they are known; ``None`` costs one more pass.
@@ -182,7 +182,7 @@ def infidelity(
     units of the score and without an upper bound. It alone can show what completeness does, because
     :math:`\beta` absorbs what completeness fixes.
 
-    Range: [0, 1], or [0, inf) with ``normalize=False``. Cost: ``num_perturbations`` forward passes an image, one
+    Range: [0, 1], or [0, inf) with ``normalize=False``. Cost: ``num_perturbations`` forward passes per image, one
     more where ``scores`` is not given. Paper: Yeh et al., *On the (In)fidelity and Sensitivity of Explanations*,
     NeurIPS 2019.
 

@@ -57,7 +57,7 @@ def insertion_auc(
     (Petsiuk et al. step pixel by pixel and use the trapezoid rule; both tend to the same integral.) Ties, and so a
     constant map, are put in from the top left corner on.
 
-    Range: [0, 1] for probabilities. Cost: ``num_steps`` forward passes an image. Paper: Petsiuk et al., *RISE:
+    Range: [0, 1] for probabilities. Cost: ``num_steps`` forward passes per image. Paper: Petsiuk et al., *RISE:
     Randomized Input Sampling for Explanation of Black-box Models*, BMVC 2018.
 
     Args:

@@ -28,7 +28,7 @@ def max_sensitivity(
     ``sensitivity_max``; other than there, every image gets the same noise, so that the value does not depend on how
     images are batched.
 
-    Range: [0, inf). Cost: ``num_samples`` explanations an image. Paper: Yeh et al., *On the (In)fidelity and
+    Range: [0, inf). Cost: ``num_samples`` explanations per image. Paper: Yeh et al., *On the (In)fidelity and
     Sensitivity of Explanations*, NeurIPS 2019.
 
     Args:
