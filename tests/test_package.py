@@ -10,7 +10,8 @@ from pathlib import Path
 from torch.utils.data import TensorDataset
 
 import egcam_lightning
-from egcam_lightning.training import snapshotter as look
+from egcam_lightning.metrics.registry import METRICS
+from egcam_lightning.training.snapshotter import _describe
 from tests.contract.helpers import fit, images, make_callback, train_loader, val_loader
 
 ROOT = Path(__file__).parent.parent
@@ -39,12 +40,12 @@ def test_the_version_is_that_of_the_metadata():
 def test_the_readme_names_every_key_that_the_callback_may_log_and_no_other(tmp_path):
     """Those that a fit with all metrics logs, and those that a snapshot may have besides."""
     masked = [TensorDataset(*data.tensors, data.tensors[0][:, 0] > 1) for data in (images(32), images(16, seed=1))]
-    callback = make_callback(num_samples=8, metrics=tuple(look.METRICS), masks_key=2)
+    callback = make_callback(num_samples=8, metrics=tuple(METRICS), masks_key=2)
     trainer, _ = fit(tmp_path, callback, train=train_loader(masked[0]), val=val_loader(masked[1]))
     header = Path(trainer.logger.log_dir, "metrics.csv").read_text().splitlines()[0].split(",")
     logged = {key.removeprefix("egcam/") for key in header if key.startswith("egcam/")}
-    assert look.METRICS.keys() < logged
-    known = logged | look._describe(callback.history[-1]).keys()
+    assert METRICS.keys() < logged
+    known = logged | _describe(callback.history[-1]).keys()
     assert known - logged == {"not_finite", "off_grid"}
     table = (ROOT / "README.md").read_text().split("| key | | what it says |")[1].split("\n\n")[0]
     rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]

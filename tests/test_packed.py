@@ -126,7 +126,7 @@ def test_no_file_is_read_for_anything_but_maps(tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("a file was read")
 
-    monkeypatch.setattr("egcam_lightning.history.folder.read_maps", refuse)
+    monkeypatch.setattr("egcam_lightning.history.packed.read_maps", refuse)
     packed.folders.append(tmp_path)
     assert [snapshot.metrics for snapshot in packed] == [METRICS] * 5
     assert all(a.step < b.step for a, b in pairwise(packed))

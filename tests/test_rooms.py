@@ -14,6 +14,7 @@ ROOT = Path(egcam_lightning.__file__).parent
 # One way of data: a room imports those before it, and itself.
 ROOMS = (
     "seeding",
+    "state_values",
     "data",
     "explain",
     "metrics",

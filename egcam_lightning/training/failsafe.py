@@ -17,7 +17,7 @@ class Failsafe:
         strict: raise them instead.
 
     Example:
-        >>> Faults().guard("adding", lambda: 1 + 1)
+        >>> Failsafe().guard("adding", lambda: 1 + 1)
         2
 
     """

@@ -18,8 +18,8 @@ class OverheadBudget:
         max_overhead: largest share of the fit's time that snapshots may take; ``None`` for any.
 
     Example:
-        >>> schedule = Schedule(max_overhead=0.05)
-        >>> [schedule.due(elapsed=10.0 * n) and schedule.took(0.7) is None for n in range(1, 9)]
+        >>> budget = OverheadBudget(max_overhead=0.05)
+        >>> [budget.due(elapsed=10.0 * n) and budget.took(0.7) is None for n in range(1, 9)]
         [True, True, True, False, True, False, True, False]
 
     """
