@@ -119,7 +119,7 @@ def test_of_an_output_and_what_is_to_be_explained_of_it(tmp_path, after, argumen
 
 
 def test_of_a_runner_up_without_labels(tmp_path):
-    message = r"found none in the batch: .* under one of 'label', .* Write target='predicted'"
+    message = r"found none in the batch: .* under one of 'label', .* Pass `label_key`, or write target='predicted'"
     with pytest.raises(ValueError, match=message):
         run(tmp_path, Classifier(find=trains_on_noise), lambda x, y: {"image": x, "fine": y}, target="runner_up")
 
