@@ -12,12 +12,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
-from egcam_lightning.config import CallbackConfig, as_tuple, check_counts
+from egcam_lightning.config import CallbackConfig
 from egcam_lightning.data.baselines import Baselines
-from egcam_lightning.data.batch import BatchKeys
-from egcam_lightning.data.probe import check_probe
 from egcam_lightning.explain import Perturbation
 from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import ScoreName
@@ -110,6 +108,7 @@ class ExpectedGradCAMCallback(Callback):
     def __init__(
         self,
         target_layer: str | nn.Module | Sequence[str] = "auto",
+        *,
         num_images: int = 16,
         num_baselines: int = 32,
         num_samples: int = 32,
@@ -144,57 +143,9 @@ class ExpectedGradCAMCallback(Callback):
         save_baselines: bool = True,
         strict: bool = False,
     ) -> None:
+        arguments = dict(locals())
         super().__init__()
-        check_counts(optional=True, every_n_epochs=every_n_epochs, every_n_train_steps=every_n_train_steps)
-        if (mean is None) != (std is None):
-            raise ValueError(
-                "Expected `mean` and `std` together, but got only one of them. Write both, such as mean=(0.5,), "
-                "std=(0.5,), or none."
-            )
-        explainer: dict[str, Any] = {
-            "target_layer": target_layer,
-            "perturbation": perturbation,
-            "weighting": weighting,
-            "num_samples": num_samples,
-            "seed": seed,
-            "score": score,
-            "output_key": output_key,
-            "forward_fn": forward_fn,
-            "reshape_transform": reshape_transform,
-            "chunk_size": chunk_size,
-        }
-        check_probe(probe)
-        self._config = CallbackConfig(
-            explainer=explainer,
-            target=target,
-            metrics=_choice(metrics),
-            num_images=num_images,
-            num_baselines=num_baselines,
-            baseline_samples=baseline_samples,
-            probe=probe,
-            class_names=None if class_names is None else as_tuple("class_names", class_names, "('cat', 'dog')"),
-            normalization=None
-            if mean is None or std is None
-            else (as_tuple("mean", mean, "(0.5,)"), as_tuple("std", std, "(0.5,)")),
-            keys=BatchKeys(
-                input_key,
-                label_key,
-                masks_key,
-                (additional_keys,) if isinstance(additional_keys, (str, int)) else tuple(additional_keys),
-            ),
-            max_overhead=max_overhead,
-            seed=seed,
-            save_dir=save_dir,
-            prefix=log_prefix,
-            alerts=alerts or {},
-            log_page_every=log_page_every,
-            colormap=colormap,
-            strict=strict,
-        )
-        self._every_n_epochs = every_n_epochs
-        self._every_n_train_steps = every_n_train_steps
-        self._log_at_start = log_at_start
-        self._save_baselines = save_baselines
+        self._config = CallbackConfig.from_arguments(arguments)
         self._run_state = self._new_run_state()
         self._resumed = False  # whether the record is a checkpoint's
         self._failsafe = Failsafe(strict)
@@ -218,7 +169,7 @@ class ExpectedGradCAMCallback(Callback):
     @property
     def state_key(self) -> str:
         """Instances with different prefixes keep their states apart."""
-        return self._generate_state_key(log_prefix=self._config.prefix)
+        return self._generate_state_key(log_prefix=self._config.log_prefix)
 
     # ---- the Trainer's hooks
 
@@ -235,15 +186,15 @@ class ExpectedGradCAMCallback(Callback):
                 f"ExpectedGradCAMCallback does not run under {strategy}: the weights of a layer are spread over "
                 "processes there. Use DDP, or remove the callback."
             )
-        prefix = self._config.prefix
+        prefix = self._config.log_prefix
         callbacks: list[Any] = getattr(trainer, "callbacks", [])
         twins = [c for c in callbacks if isinstance(c, ExpectedGradCAMCallback) and c is not self]
-        prefixes = [twin._config.prefix for twin in twins]
+        prefixes = [twin._config.log_prefix for twin in twins]
         if prefix in prefixes:
             raise MisconfigurationException(
                 f"Two ExpectedGradCAMCallbacks log under the prefix {prefix!r}. Give one of them another `log_prefix`."
             )
-        self._monitors = Monitors(trainer, self._config, prefixes, self._every_n_epochs, self._log_at_start)
+        self._monitors = Monitors(trainer, self._config, prefixes)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the images and find the layer; take the snapshot before training."""
@@ -254,7 +205,7 @@ class ExpectedGradCAMCallback(Callback):
             self._run_state, self._failsafe = self._new_run_state(), Failsafe(self._config.strict)
         self._last_global_step = trainer.global_step
         self._session = Session(trainer, pl_module, self._config, self._run_state, self._failsafe, self._started)
-        if self._log_at_start and not len(self.history) and trainer.global_step == 0:
+        if self._config.log_at_start and not len(self.history) and trainer.global_step == 0:
             self._session.snapshot("start")
         self._session.take_pending()
         if self._monitors is not None:
@@ -274,7 +225,7 @@ class ExpectedGradCAMCallback(Callback):
         last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
         if last:
             self._run_state.baselines.end_epoch()
-        n, before, now = self._every_n_train_steps, self._last_global_step, trainer.global_step
+        n, before, now = self._config.every_n_train_steps, self._last_global_step, trainer.global_step
         self._last_global_step = now
         if self._epoch_follows(trainer, last):
             self._session.mark_pending()
@@ -350,7 +301,7 @@ class ExpectedGradCAMCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed fit goes on from, in plain tensors and numbers."""
         elapsed = 0.0 if self._session is None else self._session.elapsed
-        return self._run_state.state_dict(elapsed, save_baselines=self._save_baselines)
+        return self._run_state.state_dict(elapsed, save_baselines=self._config.save_baselines)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a state that does not fit is told of, and the run starts afresh."""
@@ -364,12 +315,14 @@ class ExpectedGradCAMCallback(Callback):
         return RunState(
             Baselines(config.num_baselines, config.seed, config.baseline_samples),
             OverheadBudget(config.max_overhead),
-            History(ProbeImages(torch.empty(0, 0, 0, 3, dtype=torch.uint8)), prefix=config.prefix, run=new_run()),
+            History(ProbeImages(torch.empty(0, 0, 0, 3, dtype=torch.uint8)), prefix=config.log_prefix, run=new_run()),
         )
 
     def _in_epochs(self, trainer: Trainer) -> bool:
         """Whether this epoch is one of every n."""
-        return self._every_n_epochs is not None and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        return (
+            self._config.every_n_epochs is not None and (trainer.current_epoch + 1) % self._config.every_n_epochs == 0
+        )
 
     def _epoch_follows(self, trainer: Trainer, last: bool) -> bool:
         """Whether the snapshot of an epoch follows behind this batch, which is logged where others can monitor it."""
@@ -380,10 +333,3 @@ class ExpectedGradCAMCallback(Callback):
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
         return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
-
-
-def _choice(metrics: Any) -> Any:
-    """The user's choice of metrics, in a form that can be read more than once."""
-    if isinstance(metrics, (Mapping, MetricCollection)):
-        return dict(metrics.items())
-    return metrics if isinstance(metrics, str) else as_tuple("metrics", metrics, "('infidelity',), or ()")

@@ -2,52 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
-from torch import nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from egcam_lightning.data.batch import BatchKeys
+from egcam_lightning.data.probe import check_probe
 from egcam_lightning.data.targets import Target, check_target
-from egcam_lightning.explain import ExpectedGradCAM
+from egcam_lightning.explain.config import ExplainerConfig, check_counts
 from egcam_lightning.metrics.registry import build_metrics
 
+Config = TypeVar("Config")
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CallbackConfig:
-    """What the user asked for.
+    """The arguments of the callback, under their names; those of the explainer and of batches are values of their own.
 
     Raises:
+        TypeError: for a single value where several are expected.
         ValueError: for arguments out of range.
 
     """
 
-    explainer: Mapping[str, Any]
-    target: Target
-    metrics: str | tuple[str | Metric, ...] | Mapping[str, str | Metric]
+    explainer: ExplainerConfig
+    keys: BatchKeys
     num_images: int
     num_baselines: int
     baseline_samples: int | None
+    every_n_epochs: int | None
+    every_n_train_steps: int | None
+    log_at_start: bool
+    target: Target
+    metrics: str | Mapping[str, str | Metric] | tuple[str | Metric, ...]
     probe: Any
     class_names: tuple[str, ...] | None
-    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
-    keys: BatchKeys
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     max_overhead: float | None
     seed: int
     save_dir: str | None
-    prefix: str
+    save_baselines: bool
+    log_prefix: str
     alerts: Mapping[str, float]
     log_page_every: int | None
     colormap: str
     strict: bool
 
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> CallbackConfig:
+        """Group the callback's arguments, given by their names."""
+        additional = arguments["additional_keys"]
+        return _pick(
+            cls,
+            {
+                **arguments,
+                **{
+                    name: None if arguments[name] is None else _several(name, arguments[name])
+                    for name in ("class_names", "mean", "std")
+                },
+                "explainer": _pick(ExplainerConfig, arguments),
+                "keys": _pick(
+                    BatchKeys,
+                    {
+                        **arguments,
+                        "additional_keys": (additional,) if isinstance(additional, (str, int)) else tuple(additional),
+                    },
+                ),
+                "metrics": _readable_again(arguments["metrics"]),
+                "alerts": arguments["alerts"] or {},
+            },
+        )
+
     def __post_init__(self) -> None:
         check_counts(num_images=self.num_images, num_baselines=self.num_baselines)
-        check_counts(num_samples=self.explainer["num_samples"])
-        check_counts(optional=True, chunk_size=self.explainer["chunk_size"], baseline_samples=self.baseline_samples)
-        check_counts(optional=True, log_page_every=self.log_page_every)
+        check_counts(
+            optional=True,
+            every_n_epochs=self.every_n_epochs,
+            every_n_train_steps=self.every_n_train_steps,
+            baseline_samples=self.baseline_samples,
+            log_page_every=self.log_page_every,
+        )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(
+                "Expected `mean` and `std` together, but got only one of them. Write both, such as mean=(0.5,), "
+                "std=(0.5,), or none."
+            )
+        check_probe(self.probe)
         if self.max_overhead is not None and not 0 < self.max_overhead <= 1:
             raise ValueError(
                 "Expected `max_overhead` to be a share between 0 and 1, or None for any, but got "
@@ -64,43 +107,41 @@ class CallbackConfig:
                     f"Expected `alerts` to map keys to numbers, as in {{'consensus': 0.95}}, but got {limit!r} for "
                     f"{key!r}."
                 )
-            if key.startswith(f"{self.prefix}/"):
+            if key.startswith(f"{self.log_prefix}/"):
                 raise ValueError(
                     f"Expected `alerts` to have keys without the prefix, but got {key!r}. Write "
-                    f"{key.removeprefix(f'{self.prefix}/')!r}."
+                    f"{key.removeprefix(f'{self.log_prefix}/')!r}."
                 )
-        ExpectedGradCAM(nn.Identity(), **self.explainer)  # a wrong argument of the explainer is told of now
-        build_metrics(self.metrics, masks=self.keys.masks is not None)  # and so is a wrong name
+        build_metrics(self.metrics, masks=self.keys.masks_key is not None)  # a wrong name is told of now
+
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """The mean and standard deviation that images were normalised with, where the user said so."""
+        return None if self.mean is None or self.std is None else (self.mean, self.std)
 
 
-def as_tuple(name: str, values: Any, example: str) -> tuple[Any, ...]:
-    """The values of an argument that takes several.
+def _pick(kind: Callable[..., Config], arguments: Mapping[str, Any]) -> Config:
+    """A dataclass of those arguments that are its fields."""
+    return kind(**{field.name: arguments[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
-    Args:
-        name: the argument's name.
-        values: what was given.
-        example: what to write instead.
 
-    Raises:
-        TypeError: for a single value.
+def _readable_again(metrics: Any) -> Any:
+    """The user's choice of metrics, in a form that can be read more than once."""
+    if isinstance(metrics, (Mapping, MetricCollection)):
+        return dict(metrics.items())
+    return metrics if isinstance(metrics, str) else _several("metrics", metrics)
 
-    """
+
+_EXAMPLES = {
+    "class_names": "('cat', 'dog')",
+    "mean": "(0.5,)",
+    "std": "(0.5,)",
+    "metrics": "('infidelity',), or ()",
+}
+
+
+def _several(name: str, values: Any) -> tuple[Any, ...]:
+    """The values of an argument that takes several."""
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"Expected `{name}` to be several values, but got {values!r}. Write {name}={example}.")
+        raise TypeError(f"Expected `{name}` to be several values, but got {values!r}. Write {name}={_EXAMPLES[name]}.")
     return tuple(values)
-
-
-def check_counts(*, optional: bool = False, **counts: int | None) -> None:
-    """Insist on positive integers.
-
-    Args:
-        optional: whether ``None`` will do as well.
-        **counts: numbers by the name of the argument.
-
-    Raises:
-        ValueError: for anything else.
-
-    """
-    for name, count in counts.items():
-        if not (optional and count is None) and (not isinstance(count, int) or count < 1):
-            raise ValueError(f"Expected `{name}` to be a positive integer, but got {count!r}.")

@@ -25,17 +25,17 @@ class BatchKeys:
     """Where things are in a batch: keys, attributes or positions, with dots to lead deeper.
 
     Attributes:
-        input: of the images; ``None`` finds them.
-        label: of the labels; ``None`` finds them.
-        masks: of the masks; ``None`` where there are none.
-        additional: of the model's other inputs.
+        input_key: of the images; ``None`` finds them.
+        label_key: of the labels; ``None`` finds them.
+        masks_key: of the masks; ``None`` where there are none.
+        additional_keys: of the model's other inputs.
 
     """
 
-    input: Key | None = None
-    label: Key | None = None
-    masks: Key | None = None
-    additional: tuple[Key, ...] = ()
+    input_key: Key | None = None
+    label_key: Key | None = None
+    masks_key: Key | None = None
+    additional_keys: tuple[Key, ...] = ()
 
 
 def find_images(batch: Any, key: Key | None = None) -> Path:

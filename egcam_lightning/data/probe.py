@@ -65,10 +65,10 @@ class Probe:
             ValueError: where the batch has no images, or under one of the keys not what is expected there.
 
         """
-        path = find_images(batch, keys.input)
-        others = find_others(batch, path, keys.additional)
-        labels = find_labels(batch, path, others, keys.label)
-        rivals = [] if labels is None or keys.label is not None else rival_labels(batch, path, labels, others)
+        path = find_images(batch, keys.input_key)
+        others = find_others(batch, path, keys.additional_keys)
+        labels = find_labels(batch, path, others, keys.label_key)
+        rivals = [] if labels is None or keys.label_key is not None else rival_labels(batch, path, labels, others)
         if labels is not None and rivals:
             places = [repr(".".join(map(str, place))) for place in (labels, *rivals)]
             rank_zero_warn(
@@ -76,7 +76,7 @@ class Probe:
                 f"would do as well. Pass `label_key`, such as label_key={'.'.join(map(str, labels))!r}, to choose."
             )
         labels = labels or find_label_sets(batch, path, others)
-        masks = None if keys.masks is None else find_masks(batch, path, keys.masks)
+        masks = None if keys.masks_key is None else find_masks(batch, path, keys.masks_key)
 
         def part(where: Path) -> Tensor:
             found: Tensor = get(batch, where)[:num_images].detach().cpu()
@@ -211,7 +211,7 @@ def build_probe(
     """
     if is_batch(given):
         batch = to_model(given)
-        size = len(get(batch, find_images(batch, keys.input)))
+        size = len(get(batch, find_images(batch, keys.input_key)))
         if size == 0:
             raise ValueError("Expected `probe` to hold at least one image, but its batch is empty.")
         return Probe.from_batch(batch, size, keys)
@@ -296,13 +296,13 @@ def _chosen_indices(reader: SampleReader, loader: Any, given: Any, num_images: i
 def _labels(reader: SampleReader, loader: Any, num_images: int, keys: BatchKeys) -> tuple[Sequence[Any], list[int]]:
     """Indices to choose from, and their labels: all where the data set keeps them, else of samples read for it."""
     delivered, known = reader.delivered(loader) or (), known_labels(loader.dataset)
-    if known is not None and keys.label is None:
+    if known is not None and keys.label_key is None:
         return delivered, [known[index] for index in delivered]
     count = min(len(delivered), _READ_TO_BALANCE * num_images)
     pool, labels = [delivered[i * len(delivered) // count] for i in range(count)], []
     for batch in reader.read(loader, [[index] for index in pool]):  # so that no more than a few are in memory
-        images = find_images(batch, keys.input)
-        path = find_labels(batch, images, key=keys.label)
+        images = find_images(batch, keys.input_key)
+        path = find_labels(batch, images, key=keys.label_key)
         if path is None:
             raise ValueError(
                 "Expected labels in the validation data to balance `probe='balanced'` by: the data set has no "

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from egcam_lightning.explain.chunking import Chunks, is_out_of_memory
+from egcam_lightning.explain.config import ExplainerConfig
 from egcam_lightning.explain.explanation import Explanation, mean_over_layers
 from egcam_lightning.explain.inputs import as_targets, as_tuple, check_inputs
 from egcam_lightning.explain.isolation import isolated, uninitialised
 from egcam_lightning.explain.layer_search import find_layer
 from egcam_lightning.explain.model_adapter import ModelAdapter
 from egcam_lightning.explain.path_gradients import PathGradients, capture, replay, rows_of
-from egcam_lightning.explain.perturbation import Perturbation, Weighting, check_choice
+from egcam_lightning.explain.perturbation import Perturbation, Weighting
 from egcam_lightning.explain.sampling import Draws, sample_draws
 from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_score, in_float
 from egcam_lightning.explain.split_model import SplitModel, host_image_like, smaller, varies
@@ -104,28 +105,18 @@ class ExpectedGradCAM:
         reshape_transform: Callable[[Tensor], Tensor] | None = None,
         chunk_size: int | None = None,
     ) -> None:
-        for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"Expected `{name}` to be a positive integer, but got {value!r}.")
-        if not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ValueError(f"Expected `seed` to be an integer from 0 to 2**32 - 1, but got {seed!r}.")
-        if weighting is not None:
-            check_choice("weighting", weighting, Weighting)
-        if isinstance(target_layer, (list, tuple)) and not target_layer:
-            raise ValueError(
-                "Expected `target_layer` to name at least one layer, but got an empty list. Write 'auto' for a search."
-            )
-        for layer in target_layer if isinstance(target_layer, (list, tuple)) else [target_layer]:
-            if not isinstance(layer, (str, nn.Module)):
-                raise TypeError(
-                    "Expected `target_layer` to be 'auto', a module's name as in `model.named_modules()`, a module, or "
-                    f"a list of these, but got {layer!r}."
-                )
-        if perturbation is not None and not isinstance(perturbation, Perturbation):
-            raise TypeError(
-                "Expected `perturbation` to be a Perturbation, such as Perturbation.grad_cam(), but got "
-                f"{perturbation!r}."
-            )
+        config = ExplainerConfig(
+            target_layer=target_layer,
+            perturbation=perturbation,
+            weighting=weighting,
+            num_samples=num_samples,
+            seed=seed,
+            score=score,
+            output_key=output_key,
+            forward_fn=forward_fn,
+            reshape_transform=reshape_transform,
+            chunk_size=chunk_size,
+        )
         self.model = model
         self.target_layer = target_layer
         perturbation = perturbation or Perturbation.expected()
@@ -140,8 +131,8 @@ class ExpectedGradCAM:
         self._found: tuple[SplitModel, Layout] | None = None
         self._size: tuple[int, ...] = ()
         self._warned_no_cut = False
-        several = target_layer if isinstance(target_layer, (list, tuple)) else ()
-        self._parts = [self._at(layer) for layer in several]
+        several = isinstance(target_layer, (list, tuple))
+        self._parts = [self._at(layer) for layer in config.layers] if several else []
 
     def _at(self, layer: str | nn.Module) -> ExpectedGradCAM:
         """The same explainer for one layer."""

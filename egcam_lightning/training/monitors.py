@@ -36,8 +36,6 @@ class Monitors:
         trainer: the Trainer, at its setup.
         config: what the user asked for.
         others: the prefixes of the other instances.
-        every_n_epochs: how often snapshots of epochs are taken; ``None`` for never.
-        log_at_start: whether there is one before training.
 
     Raises:
         MisconfigurationException: for a monitored key that no snapshot can have with these settings.
@@ -49,15 +47,12 @@ class Monitors:
         trainer: Trainer,
         config: CallbackConfig,
         others: Iterable[str],
-        every_n_epochs: int | None,
-        log_at_start: bool,
     ) -> None:
         self._trainer = trainer
         self._config = config
-        self._others = tuple(f"{other}/" for other in others if other.startswith(f"{config.prefix}/"))
-        self._every_n_epochs = every_n_epochs
-        self._late = set(CHANGE) - ({"prediction_changed"} if log_at_start else set())
-        self._metrics = build_metrics(config.metrics, masks=config.keys.masks is not None)
+        self._others = tuple(f"{other}/" for other in others if other.startswith(f"{config.log_prefix}/"))
+        self._late = set(CHANGE) - ({"prediction_changed"} if config.log_at_start else set())
+        self._metrics = build_metrics(config.metrics, masks=config.keys.masks_key is not None)
         self._known: set[str] = set()
         self._waiting: list[tuple[Any, str, Any]] = []  # who waits, and the attribute and value to set back
         self._reported: set[int] = set()
@@ -82,7 +77,7 @@ class Monitors:
         for snapshot in history.snapshots:
             if snapshot.when == "epoch":
                 values |= snapshot.metrics
-        prefix, device = self._config.prefix, pl_module.device
+        prefix, device = self._config.log_prefix, pl_module.device
         known = {
             f"{prefix}/{key}": torch.tensor(value, dtype=torch.float32, device=device) for key, value in values.items()
         }
@@ -127,11 +122,11 @@ class Monitors:
         return {*self._metrics, *OWN, *OVERHEAD}
 
     def _key(self, part: Any) -> str:
-        return str(part.monitor.removeprefix(f"{self._config.prefix}/"))
+        return str(part.monitor.removeprefix(f"{self._config.log_prefix}/"))
 
     def _parts(self, parts: Iterable[Any]) -> list[Any]:
         """Those that monitor a key under this prefix, and not under another that is longer."""
-        ours = f"{self._config.prefix}/"
+        ours = f"{self._config.log_prefix}/"
         keys = [(part, getattr(part, "monitor", None)) for part in parts if getattr(part, "reduce_on_plateau", True)]
         return [
             part
@@ -141,7 +136,7 @@ class Monitors:
 
     def _foretell(self) -> None:
         """Say beforehand who may find no value at the first check, unless the user has said that it may be missing."""
-        n = self._every_n_epochs or 1
+        n = self._config.every_n_epochs or 1
         for part, _, value in self._waiting:
             if self._key(part) in self._late:
                 reason = "it is measured against an earlier snapshot"
@@ -175,7 +170,7 @@ class Monitors:
             return
         close = get_close_matches(key, names, cutoff=0.85)
         if close:
-            found = " or ".join(repr(f"{config.prefix}/{name}") for name in close)
+            found = " or ".join(repr(f"{config.log_prefix}/{name}") for name in close)
             raise MisconfigurationException(
                 f"{seen}, but there is no such key. Write {found}; or, where your module logs it itself, another "
                 "`log_prefix`."
@@ -188,18 +183,18 @@ class Monitors:
     def _never(self, key: str) -> str | None:
         """Why a key of ours can have no value with these settings, and what to write; ``None`` where it can."""
         config = self._config
-        if self._every_n_epochs is None:
+        if self._config.every_n_epochs is None:
             return "only values of epochs can be monitored, and every_n_epochs=None takes none. Write every_n_epochs=1."
         if key in self._metrics:
             return None
         consensus = any(isinstance(metric, ExplanationConsensus) for metric in self._metrics.values())
         masked = key == "consensus_null" or (key in METRICS and needs_masks(METRICS[key]()))
-        if masked and config.keys.masks is None:
+        if masked and config.keys.masks_key is None:
             return "it needs masks of the objects. Write `masks_key`, their key or position in a validation batch."
         if key in METRICS or (key == "consensus_null" and not consensus):
             missing = key if key in METRICS else "consensus"
             return f"the metric {missing!r} is not taken. Write metrics=({missing!r},), with the others that you want."
-        fewest = min(config.num_baselines, config.explainer["num_samples"])
+        fewest = min(config.num_baselines, config.explainer.num_samples)
         if key in ("drift/noise_floor", "drift/significant") and fewest < 4:
             return (
                 f"it needs 4 baselines an image, and there are {fewest}. Write num_baselines=4, num_samples=4 or more."

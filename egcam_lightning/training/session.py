@@ -207,7 +207,7 @@ class Session:
             overhead = {"overhead_seconds": took, "overhead_fraction": schedule.fraction(self.elapsed)}
             overhead |= {f"overhead/{part}_seconds": spent for part, spent in look.seconds.items()}
             overhead = self._process_group.broadcast(overhead)  # the others wait while the first one draws
-            values = {f"{self._config.prefix}/{k}": v for k, v in {**snapshot.metrics, **overhead}.items()}
+            values = {f"{self._config.log_prefix}/{k}": v for k, v in {**snapshot.metrics, **overhead}.items()}
             return log(values, when, self._trainer, self._module, self._failsafe, monitored=pending is None)
 
     def _announce_wait(self) -> None:
@@ -258,7 +258,7 @@ class Session:
         with self._looking():
             probe = build_probe(reader, loader, config.probe, config.num_images, config.keys, validation, guard)
             baselines = self._run_state.baselines
-            return probe, baselines.collect(reader, trainer.train_dataloader, config.keys.input, training, guard)
+            return probe, baselines.collect(reader, trainer.train_dataloader, config.keys.input_key, training, guard)
 
     def _read_if_it_fits(self) -> tuple[Probe | None, Tensor | None]:
         """The same, or nothing where memory does not suffice: the first batches that pass by will do."""
@@ -271,7 +271,7 @@ class Session:
             return None, None
 
     def _images(self, batch: Any) -> Tensor:
-        images: Tensor = get(batch, find_images(batch, self._config.keys.input))
+        images: Tensor = get(batch, find_images(batch, self._config.keys.input_key))
         return images
 
     def _begin(self, probe: Probe) -> None:
@@ -288,7 +288,7 @@ class Session:
         run_state.adopt(probe)
         assert run_state.probe is not None
         probe = run_state.probe
-        explainer = ExpectedGradCAM(module, **{**config.explainer, "forward_fn": self._forward})
+        explainer = ExpectedGradCAM(module, **config.explainer.arguments(forward_fn=self._forward))
         rows = torch.arange(min(len(probe), 4))
         inputs = probe.inputs(rows, module.device)
         with self._looking(), torch.no_grad():
@@ -299,7 +299,7 @@ class Session:
             fast = explainer.is_fast(*inputs)
         if probe.targets is None and known is not None:
             run_state.probe = probe = probe.with_targets(known)
-        metrics = build_metrics(config.metrics, masks=config.keys.masks is not None or probe.masks is not None)
+        metrics = build_metrics(config.metrics, masks=config.keys.masks_key is not None or probe.masks is not None)
         if probe.masks is None and any(map(needs_masks, metrics.values())):
             metrics = {key: metric for key, metric in metrics.items() if not needs_masks(metric)}
             self._failsafe.warn(
@@ -414,6 +414,6 @@ class Session:
 
     def _forward(self, module: LightningModule, images: Tensor, *others: Any) -> Any:
         """Call the module in the precision in which the validation loop does; all arithmetic around it is float32."""
-        forward_fn = self._config.explainer["forward_fn"]
+        forward_fn = self._config.explainer.forward_fn
         with self._trainer.precision_plugin.forward_context():
             return module(images, *others) if forward_fn is None else forward_fn(module, images, *others)
