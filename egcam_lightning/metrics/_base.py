@@ -17,8 +17,15 @@ class ExplanationMetric(Metric):
 
     Attributes:
         skipped: how many images had no value (a map that is not finite, an empty mask, ...) and were left out.
+        needs_masks: whether it measures against masks of the objects.
+        uses_probability: whether its ``score_fn`` is to give a probability, where there is one.
+        takes_input_type: whether its images are to be of the type that the model takes, not floats.
 
     """
+
+    needs_masks: bool = False
+    uses_probability: bool = False
+    takes_input_type: bool = False
 
     is_differentiable: bool = False
     full_state_update: bool = False

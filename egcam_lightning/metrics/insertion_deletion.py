@@ -19,6 +19,8 @@ class _StepMetric(MeanOverImages):
 
     plot_upper_bound: float | None = 1.0
 
+    uses_probability: bool = True
+
     def __init__(
         self,
         score_fn: ScoreFunction | None = None,

@@ -32,6 +32,7 @@ class RelevanceMass(MeanOverImages):
     """
 
     higher_is_better: bool = True
+    needs_masks: bool = True
     is_differentiable: bool = True
     plot_upper_bound: float | None = 1.0
 
@@ -68,6 +69,7 @@ class PointingGame(MeanOverImages):
     """
 
     higher_is_better: bool = True
+    needs_masks: bool = True
     plot_upper_bound: float | None = 1.0
 
     def update(self, attribution: Tensor, mask: Tensor) -> None:

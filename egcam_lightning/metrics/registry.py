@@ -1,53 +1,226 @@
-"""Every number that is logged: its metric, whether it is among the defaults, and what the page says of it."""
+"""Every number that is logged, in one table: its metric, whether it is a default, and what the page says of it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torchmetrics import Metric
 
 from egcam_lightning import metrics as m
 
-METRICS: dict[str, type[Metric]] = {
-    "infidelity": m.Infidelity,
-    "insertion_auc": m.InsertionAUC,
-    "deletion_auc": m.DeletionAUC,
-    "max_sensitivity": m.MaxSensitivity,
-    "complexity": m.Complexity,
-    "sparseness": m.Sparseness,
-    "consensus": m.ExplanationConsensus,
-    "recurrence": m.ExplanationRecurrence,
-    "relevance_mass": m.RelevanceMass,
-    "pointing_game": m.PointingGame,
+
+@dataclass(frozen=True)
+class Facts:
+    """What a reader of the page needs to know of one number.
+
+    Attributes:
+        title: its name in words.
+        arrow: ``"↑"`` or ``"↓"`` where one way is better, else empty.
+        reading: how to read it, in a few words.
+        hint: one line that says what it is.
+        high: the top of its axis where it has one that means something, else ``None``.
+
+    """
+
+    title: str
+    arrow: str = ""
+    reading: str = ""
+    hint: str = ""
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Number(Facts):
+    """A number that is logged.
+
+    Attributes:
+        metric: its metric; ``None`` where every snapshot has it anyway.
+        default: whether the metric is evaluated by default (with masks, where it needs them).
+        compares: whether it is measured against an earlier snapshot.
+
+    """
+
+    metric: type[Metric] | None = None
+    default: bool = False
+    compares: bool = False
+
+
+def needs_masks(metric: Metric | type[Metric] | None) -> bool:
+    """Whether a metric measures against masks of the objects."""
+    return bool(getattr(metric, "needs_masks", False))
+
+
+_LOWER, _HIGHER = ("↓", "lower is better"), ("↑", "higher is better")
+
+_STEADY = ("", "lower is steadier")
+
+
+# In the order in which the page shows them.
+NUMBERS: dict[str, Number] = {
+    "consensus": Number(
+        "Consensus",
+        "",
+        "near 1 is suspicious",
+        "How alike the maps of different classes are. Near 1: one place, whatever the picture shows.",
+        1.0,
+        metric=m.ExplanationConsensus,
+        default=True,
+    ),
+    "recurrence": Number(
+        "Recurrence",
+        "",
+        "higher than in other runs is suspicious",
+        "How well each map is matched by that of some image of another class. Near 1: a few places, whatever is shown.",
+        1.0,
+        metric=m.ExplanationRecurrence,
+        default=True,
+    ),
+    "consensus_null": Number(
+        "Consensus of the objects",
+        "",
+        "",
+        "The consensus of maps lying evenly on the marked objects.",
+        1.0,
+    ),
+    "completeness_gap": Number(
+        "Completeness gap", *_LOWER, "How far the maps are from adding up to the score that they explain; 0 is exact."
+    ),
+    "drift/previous": Number(
+        "Drift since the previous snapshot",
+        *_STEADY,
+        "1 minus the rank correlation. Inside the band it is noise.",
+        compares=True,
+    ),
+    "drift/reference": Number(
+        "Drift since the first epoch",
+        *_STEADY,
+        "1 minus the rank correlation. Inside the band it is noise.",
+        compares=True,
+    ),
+    "drift/significant": Number(
+        "Significant drift",
+        *_STEADY,
+        "Share of the images that moved by more than their own noise floor.",
+        1.0,
+        compares=True,
+    ),
+    "relevance_mass": Number(
+        "Relevance mass",
+        *_HIGHER,
+        "Share of the positive relevance that lies on the marked object.",
+        1.0,
+        metric=m.RelevanceMass,
+        default=True,
+    ),
+    "pointing_game": Number(
+        "Pointing game",
+        *_HIGHER,
+        "Share of the images whose hottest point lies on the marked object.",
+        1.0,
+        metric=m.PointingGame,
+        default=True,
+    ),
+    "infidelity": Number(
+        "Infidelity",
+        *_LOWER,
+        "Error in foretelling what hiding a block does to the score: 0 is perfect, 1 is no better than an empty map.",
+        1.0,
+        metric=m.Infidelity,
+        default=True,
+    ),
+    "insertion_auc": Number(
+        "Insertion AUC",
+        *_HIGHER,
+        "Mean score while pixels are put in, the most relevant first.",
+        1.0,
+        metric=m.InsertionAUC,
+        default=True,
+    ),
+    "deletion_auc": Number(
+        "Deletion AUC",
+        *_LOWER,
+        "Mean score while pixels are taken out, the most relevant first.",
+        1.0,
+        metric=m.DeletionAUC,
+        default=True,
+    ),
+    "max_sensitivity": Number(
+        "Maximum sensitivity",
+        *_LOWER,
+        "Largest relative change of the map in a small ball around the image.",
+        metric=m.MaxSensitivity,
+    ),
+    "complexity": Number(
+        "Complexity",
+        "",
+        "lower is more compact",
+        "Entropy of the map: 0 is one cell, 1 is all cells alike.",
+        1.0,
+        metric=m.Complexity,
+        default=True,
+    ),
+    "sparseness": Number(
+        "Sparseness",
+        "",
+        "higher is more compact",
+        "Gini index of the map: 0 is all cells alike, 1 is one cell.",
+        1.0,
+        metric=m.Sparseness,
+        default=True,
+    ),
+    "prediction_changed": Number(
+        "Predictions changed",
+        *_STEADY,
+        "Share of the images predicted otherwise than at the previous snapshot.",
+        1.0,
+        compares=True,
+    ),
+    "drift/noise_floor": Number(
+        "Noise floor of drift", *_LOWER, "Drift that sampling alone can produce; the band in the drift charts."
+    ),
+    "drift/ssim": Number(
+        "Drift of structure",
+        *_STEADY,
+        "1 minus the structural similarity to the previous snapshot.",
+        compares=True,
+    ),
+    "drift/top_iou": Number(
+        "Drift of the hottest fifth",
+        *_STEADY,
+        "1 minus the overlap of the hottest fifth with the previous one.",
+        1.0,
+        compares=True,
+    ),
+    "drift/centre_shift": Number(
+        "Shift of the centre",
+        *_STEADY,
+        "How far the centre of relevance moved, as a share of the diagonal.",
+        compares=True,
+    ),
+    "degenerate": Number("Empty maps", *_LOWER, "Share of the maps that have nothing positive.", 1.0),
+    "off_grid": Number(
+        "Off the grid", "", "what maps cannot show", "Share of attribution that has no place on the image.", 1.0
+    ),
+    "not_finite": Number(
+        "Not finite", *_LOWER, "Share of the explanations with NaN or infinity, which no other number counts.", 1.0
+    ),
 }
 
-# At most 16 + 16 + 16 passes per image; the others need none.
-DEFAULT_METRICS = (
-    "infidelity",
-    "insertion_auc",
-    "deletion_auc",
-    "complexity",
-    "sparseness",
-    "consensus",
-    "recurrence",
-)
+METRICS: dict[str, type[Metric]] = {key: number.metric for key, number in NUMBERS.items() if number.metric is not None}
+"""The metrics by the key that they are logged under."""
 
-_MASKED = ("relevance_mass", "pointing_game")
+# At most 16 + 16 + 16 passes per image for infidelity, insertion and deletion; the others need none.
+DEFAULT_METRICS = tuple(k for k, number in NUMBERS.items() if number.default and not needs_masks(number.metric))
+_WITH_MASKS = tuple(k for k, number in NUMBERS.items() if number.default and needs_masks(number.metric))
 
-CHANGE = (
-    "drift/previous",
-    "drift/reference",
-    "drift/significant",
-    "drift/ssim",
-    "drift/top_iou",
-    "drift/centre_shift",
-    "prediction_changed",
-)
+CHANGE = tuple(key for key, number in NUMBERS.items() if number.compares)
+"""Keys of what is measured against an earlier snapshot."""
 
-OWN = (*CHANGE, "drift/noise_floor", "consensus_null", "completeness_gap", "degenerate", "not_finite", "off_grid")
+OWN = tuple(key for key, number in NUMBERS.items() if number.metric is None)
+"""Keys of what a snapshot has whatever the metrics."""
 
 OVERHEAD = (
     "overhead_seconds",
@@ -56,6 +229,7 @@ OVERHEAD = (
     "overhead/metrics_seconds",
     "overhead/drawing_seconds",
 )
+"""Keys of what a snapshot cost: logged beside it and no part of it, since a run that is resumed takes other times."""
 
 
 def build_metrics(
@@ -79,7 +253,7 @@ def build_metrics(
 
     """
     if isinstance(metrics, str):
-        metrics = (metrics,) if metrics != "default" else DEFAULT_METRICS + (_MASKED if masks else ())
+        metrics = (metrics,) if metrics != "default" else DEFAULT_METRICS + (_WITH_MASKS if masks else ())
     named = isinstance(metrics, Mapping)
     chosen = metrics.items() if isinstance(metrics, Mapping) else ((None, metric) for metric in metrics)
     built: dict[str, Metric] = {}
@@ -115,124 +289,8 @@ def build_metrics(
     return built
 
 
-def needs_masks(metric: Metric) -> bool:
-    """Whether a metric measures against masks of the objects."""
-    return isinstance(metric, (m.RelevanceMass, m.PointingGame))
-
-
 def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-@dataclass(frozen=True)
-class MetricFacts:
-    """What a reader needs to know of one metric.
-
-    Attributes:
-        title: its name in words.
-        arrow: ``"↑"`` or ``"↓"`` where one way is better, else empty.
-        reading: how to read it, in a few words.
-        hint: one line that says what it is.
-        high: the top of its axis where it has one that means something, else ``None``.
-
-    """
-
-    title: str
-    arrow: str = ""
-    reading: str = ""
-    hint: str = ""
-    high: float | None = None
-
-
-_LOWER, _HIGHER = ("↓", "lower is better"), ("↑", "higher is better")
-
-_STEADY = ("", "lower is steadier")
-
-#: Every key that a snapshot may have, in the order in which the page shows them.
-CATALOGUE: dict[str, MetricFacts] = {
-    "consensus": MetricFacts(
-        "Consensus",
-        "",
-        "near 1 is suspicious",
-        "How alike the maps of different classes are. Near 1: one place, whatever the picture shows.",
-        1.0,
-    ),
-    "recurrence": MetricFacts(
-        "Recurrence",
-        "",
-        "higher than in other runs is suspicious",
-        "How well each map is matched by that of some image of another class. Near 1: a few places, whatever is shown.",
-        1.0,
-    ),
-    "consensus_null": MetricFacts(
-        "Consensus of the objects",
-        "",
-        "",
-        "The consensus of maps lying evenly on the marked objects.",
-        1.0,
-    ),
-    "completeness_gap": MetricFacts(
-        "Completeness gap", *_LOWER, "How far the maps are from adding up to the score that they explain; 0 is exact."
-    ),
-    "drift/previous": MetricFacts(
-        "Drift since the previous snapshot", *_STEADY, "1 minus the rank correlation. Inside the band it is noise."
-    ),
-    "drift/reference": MetricFacts(
-        "Drift since the first epoch", *_STEADY, "1 minus the rank correlation. Inside the band it is noise."
-    ),
-    "drift/significant": MetricFacts(
-        "Significant drift", *_STEADY, "Share of the images that moved by more than their own noise floor.", 1.0
-    ),
-    "relevance_mass": MetricFacts(
-        "Relevance mass", *_HIGHER, "Share of the positive relevance that lies on the marked object.", 1.0
-    ),
-    "pointing_game": MetricFacts(
-        "Pointing game", *_HIGHER, "Share of the images whose hottest point lies on the marked object.", 1.0
-    ),
-    "infidelity": MetricFacts(
-        "Infidelity",
-        *_LOWER,
-        "Error in foretelling what hiding a block does to the score: 0 is perfect, 1 is no better than an empty map.",
-        1.0,
-    ),
-    "insertion_auc": MetricFacts(
-        "Insertion AUC", *_HIGHER, "Mean score while pixels are put in, the most relevant first.", 1.0
-    ),
-    "deletion_auc": MetricFacts(
-        "Deletion AUC", *_LOWER, "Mean score while pixels are taken out, the most relevant first.", 1.0
-    ),
-    "max_sensitivity": MetricFacts(
-        "Maximum sensitivity", *_LOWER, "Largest relative change of the map in a small ball around the image."
-    ),
-    "complexity": MetricFacts(
-        "Complexity", "", "lower is more compact", "Entropy of the map: 0 is one cell, 1 is all cells alike.", 1.0
-    ),
-    "sparseness": MetricFacts(
-        "Sparseness", "", "higher is more compact", "Gini index of the map: 0 is all cells alike, 1 is one cell.", 1.0
-    ),
-    "prediction_changed": MetricFacts(
-        "Predictions changed", *_STEADY, "Share of the images predicted otherwise than at the previous snapshot.", 1.0
-    ),
-    "drift/noise_floor": MetricFacts(
-        "Noise floor of drift", *_LOWER, "Drift that sampling alone can produce; the band in the drift charts."
-    ),
-    "drift/ssim": MetricFacts(
-        "Drift of structure", *_STEADY, "1 minus the structural similarity to the previous snapshot."
-    ),
-    "drift/top_iou": MetricFacts(
-        "Drift of the hottest fifth", *_STEADY, "1 minus the overlap of the hottest fifth with the previous one.", 1.0
-    ),
-    "drift/centre_shift": MetricFacts(
-        "Shift of the centre", *_STEADY, "How far the centre of relevance moved, as a share of the diagonal."
-    ),
-    "degenerate": MetricFacts("Empty maps", *_LOWER, "Share of the maps that have nothing positive.", 1.0),
-    "off_grid": MetricFacts(
-        "Off the grid", "", "what maps cannot show", "Share of attribution that has no place on the image.", 1.0
-    ),
-    "not_finite": MetricFacts(
-        "Not finite", *_LOWER, "Share of the explanations with NaN or infinity, which no other number counts.", 1.0
-    ),
-}
 
 
 def describe(keys: Iterable[str]) -> list[dict[str, Any]]:
@@ -242,7 +300,7 @@ def describe(keys: Iterable[str]) -> list[dict[str, Any]]:
         keys: keys as logged, without the prefix; unknown ones (a user's own metrics) are shown under their key.
 
     Returns:
-        One dictionary a key: ``key`` and the fields of :class:`MetricFacts`; known keys first, in catalogue order.
+        One dictionary a key: ``key`` and the fields of :class:`Facts`; known keys first, in catalogue order.
 
     Example:
         >>> [fact["title"] for fact in describe(["mine", "infidelity", "consensus"])]
@@ -250,5 +308,11 @@ def describe(keys: Iterable[str]) -> list[dict[str, Any]]:
 
     """
     found = set(keys)
-    ordered = [key for key in CATALOGUE if key in found] + sorted(found - CATALOGUE.keys())
-    return [{"key": key, **asdict(CATALOGUE.get(key, MetricFacts(key)))} for key in ordered]
+    ordered = [key for key in NUMBERS if key in found] + sorted(found - NUMBERS.keys())
+    return [{"key": key, **_facts(key)} for key in ordered]
+
+
+def _facts(key: str) -> dict[str, Any]:
+    """What the page says of a number; of a user's own metric its key."""
+    number = NUMBERS.get(key, Facts(key))
+    return {field.name: getattr(number, field.name) for field in fields(Facts)}

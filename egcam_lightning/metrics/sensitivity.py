@@ -40,6 +40,7 @@ class MaxSensitivity(MeanOverImages):
 
     """
 
+    takes_input_type: bool = True  # it has to move images by what their type can hold
     higher_is_better: bool = False
 
     def __init__(

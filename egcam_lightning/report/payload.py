@@ -15,6 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from egcam_lightning.history.history import History
 from egcam_lightning.history.records import ProbeImages, Snapshot
+from egcam_lightning.metrics.change import floor_between, is_significant
 from egcam_lightning.metrics.registry import describe
 from egcam_lightning.pictures.volumes import flatten_maps
 
@@ -143,26 +144,6 @@ def numbers(values: Tensor | None) -> list[float | None] | None:
     return None if values is None else [_number(v) for v in values.detach().cpu().tolist()]
 
 
-def significant(snapshot: Snapshot, previous: Snapshot | None) -> tuple[Tensor | None, Tensor | None]:
-    """Judge every image's drift by the larger floor of the two snapshots compared.
-
-    Args:
-        snapshot: the snapshot whose ``drift_previous`` is judged.
-        previous: the one before it, or ``None``.
-
-    Returns:
-        The floor ``(N,)`` that applies, and whether drift exceeds it, ``(N,)`` bool; ``None`` where undefined.
-
-    """
-    floor = snapshot.noise_floor
-    earlier = previous.noise_floor if previous is not None and previous.baselines == snapshot.baselines else None
-    if floor is not None and earlier is not None:
-        floor = torch.maximum(floor, earlier)
-    if floor is None or snapshot.drift_previous is None:
-        return floor, None
-    return floor, snapshot.drift_previous > floor
-
-
 def _run(history: History, name: str, keys: list[Key], positions: list[Key]) -> dict[str, Any]:
     probe, snapshots = history.probe, history.snapshots
     images = probe.images
@@ -192,7 +173,8 @@ def _run(history: History, name: str, keys: list[Key], positions: list[Key]) -> 
             maps.append(data)
             slices.append(flat.slices.tolist())
             extra = {"slices": slices[-1], "positiveScale": numbers(positive_scale)}
-        floor, moved = significant(snapshot, snapshots[index - 1] if index else None)
+        previous = snapshots[index - 1] if index else None
+        floor, moved = floor_between(snapshot, previous), is_significant(snapshot, previous)
         share = _number(snapshot.metrics.get("drift/significant"))
         rows.append(
             {

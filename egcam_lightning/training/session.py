@@ -23,7 +23,8 @@ from egcam_lightning.data.targets import chosen_targets, known_targets
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.explain.chunking import is_out_of_memory
 from egcam_lightning.explain.isolation import isolated, uninitialised
-from egcam_lightning.history.records import Occasion, Snapshot
+from egcam_lightning.history.records import Occasion
+from egcam_lightning.metrics.change import reference_of
 from egcam_lightning.metrics.registry import build_metrics, needs_masks
 from egcam_lightning.sinks.publisher import Publisher
 from egcam_lightning.training.failsafe import Failsafe
@@ -39,7 +40,7 @@ from egcam_lightning.training.process_group import ProcessGroup
 from egcam_lightning.training.run_directory import run_directory
 from egcam_lightning.training.run_state import RunState
 from egcam_lightning.training.scalars import log
-from egcam_lightning.training.snapshotter import Snapshotter, reference_of
+from egcam_lightning.training.snapshotter import Snapshotter, Taken
 
 _NOTICED_SECONDS = 1.5  # people wonder why nothing moves
 
@@ -189,25 +190,27 @@ class Session:
             return set()
         self._announce_wait()
         begin = time.perf_counter()
-        snapshot = self._failsafe.guard("the snapshot", lambda: self._take(look, when))
-        if snapshot is not None:
+        taken = self._failsafe.guard("the snapshot", lambda: self._take(look, when))
+        drawing = time.perf_counter()
+        if taken is not None:
             past = run_state.history.snapshots
-            run_state.add(snapshot)
-            drawing = time.perf_counter()
+            run_state.add(taken.snapshot)
             output = self._find_output()
             if output is not None:
-                output.add(snapshot, run_state.history, past)
-            look.seconds["drawing"] = time.perf_counter() - drawing
+                output.add(taken.snapshot, run_state.history, past)
+        drawn = time.perf_counter() - drawing
         took = time.perf_counter() - begin
         self._last_seconds = took
         schedule.took(took)
-        if snapshot is None:
+        if taken is None:
             return set()
         with self._timed():
             overhead = {"overhead_seconds": took, "overhead_fraction": schedule.fraction(self.elapsed)}
-            overhead |= {f"overhead/{part}_seconds": spent for part, spent in look.seconds.items()}
+            overhead |= {
+                f"overhead/{part}_seconds": spent for part, spent in {**taken.seconds, "drawing": drawn}.items()
+            }
             overhead = self._process_group.broadcast(overhead)  # the others wait while the first one draws
-            values = {f"{self._config.log_prefix}/{k}": v for k, v in {**snapshot.metrics, **overhead}.items()}
+            values = {f"{self._config.log_prefix}/{k}": v for k, v in {**taken.snapshot.metrics, **overhead}.items()}
             return log(values, when, self._trainer, self._module, self._failsafe, monitored=pending is None)
 
     def _announce_wait(self) -> None:
@@ -356,7 +359,7 @@ class Session:
                 "more of the batch than the images, name it in `additional_keys`."
             ) from error
 
-    def _take(self, look: Snapshotter, when: Occasion) -> Snapshot | None:
+    def _take(self, look: Snapshotter, when: Occasion) -> Taken | None:
         run_state, module = self._run_state, self._module
         assert run_state.probe is not None
         with ExitStack() as stack:
@@ -372,7 +375,7 @@ class Session:
             if run_state.probe.targets is None and when.kind == "epoch":
                 run_state.probe = self._settle(run_state.probe, look)
             snapshots = run_state.history.snapshots
-            snapshot = look.take(
+            taken = look.take(
                 run_state.probe,
                 baselines,
                 generation,
@@ -380,10 +383,11 @@ class Session:
                 previous=snapshots[-1] if snapshots else None,
                 reference=reference_of(snapshots, generation),
             )
-        for key, error in look.failures.items():
+        for key, error in taken.failures.items():
             self._failsafe.report(f"the metric {key!r}", error)
-        if "not_finite" in snapshot.metrics:
-            share = snapshot.metrics["not_finite"]
+        metrics = taken.snapshot.metrics
+        if "not_finite" in metrics:
+            share = metrics["not_finite"]
             message = (
                 f"The model gives NaN or infinity: {share:.0%} of the explanations are not finite. Look at the loss, "
                 "and lower the learning rate or train in higher precision where it has diverged."
@@ -391,12 +395,12 @@ class Session:
             if self._failsafe.strict:
                 raise FloatingPointError(message)
             self._failsafe.warn(message, kind="not finite")
-        elif snapshot.metrics.get("degenerate") == 1:
+        elif metrics.get("degenerate") == 1:
             self._failsafe.warn(
                 "No map has anything positive: every heatmap is empty. Where it stays so as training goes on, pass "
                 "another `target_layer`, or target='predicted'."
             )
-        return snapshot
+        return taken
 
     def _settle(self, probe: Probe, look: Snapshotter) -> Probe:
         """Settle the explained classes, from what the model says of the whole probe, for good."""

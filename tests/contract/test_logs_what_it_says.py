@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from torchmetrics import MetricCollection
 
 from egcam_lightning.metrics import Infidelity
-from egcam_lightning.metrics.registry import CATALOGUE, METRICS, OVERHEAD, OWN
+from egcam_lightning.metrics.registry import METRICS, NUMBERS, OVERHEAD, OWN
 from tests.contract import faulty
 from tests.contract.faulty import heard
 from tests.contract.helpers import Net, fit, images, make_callback, train_loader, val_loader
@@ -69,7 +69,7 @@ def test_a_snapshot_the_loggers_and_the_page_have_the_same_keys(tmp_path):
         for snapshot, row in zip(callback.history, logged, strict=True):
             assert row.keys() == snapshot.metrics.keys() | set(OVERHEAD)
             known |= snapshot.metrics.keys()
-    assert known == CATALOGUE.keys() == METRICS.keys() | set(OWN)
+    assert known == NUMBERS.keys() == METRICS.keys() | set(OWN)
 
 
 # ---- what it cost

@@ -132,7 +132,7 @@ def sample(seed, streams, size):
     def work(strategy):
         ranks = ProcessGroup(strategy)
         baselines = Baselines(size, seed)
-        baselines.prepare(SimpleNamespace(num_training_batches=4), ranks, None)
+        baselines.prepare(ranks, None)
         for part in streams[ranks.rank].split(7):
             baselines.update(part)
         if len(streams[ranks.rank]):
@@ -200,7 +200,7 @@ def test_images_of_another_size_or_type_in_one_process_are_brought_to_those_of_t
     def work(strategy):
         ranks = ProcessGroup(strategy)
         baselines = Baselines(6, 0)
-        baselines.prepare(SimpleNamespace(num_training_batches=4), ranks, None)
+        baselines.prepare(ranks, None)
         baselines.update(streams[ranks.rank])
         baselines.end_epoch()
         return baselines.current(ranks, Probe(torch.zeros(1, 3, 8, 8)), torch.device("cpu"))
