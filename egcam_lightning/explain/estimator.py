@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from egcam_lightning.explain.at_layer import AtLayer
+from egcam_lightning.explain.captured import Captured, rows_of
 from egcam_lightning.explain.chunking import Chunks, is_out_of_memory
 from egcam_lightning.explain.config import ExplainerConfig
 from egcam_lightning.explain.explanation import Explanation, mean_over_layers
-from egcam_lightning.explain.inputs import as_targets, as_tuple, check_inputs
+from egcam_lightning.explain.inputs import as_tuple, check_inputs
 from egcam_lightning.explain.isolation import isolated, uninitialised
 from egcam_lightning.explain.layer_search import find_layer
 from egcam_lightning.explain.model_adapter import ModelAdapter
-from egcam_lightning.explain.path_gradients import PathGradients, capture, replay, rows_of
 from egcam_lightning.explain.perturbation import Perturbation, Weighting
-from egcam_lightning.explain.sampling import Draws, sample_draws
+from egcam_lightning.explain.sampling import Draws
 from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_score, in_float
-from egcam_lightning.explain.split_model import SplitModel, host_image_like, smaller, varies
+from egcam_lightning.explain.split_model import SplitModel, host_image_like, varies
 from egcam_lightning.explain.token_layout import Layout
 
 _MIXES = (
@@ -272,23 +273,33 @@ class ExpectedGradCAM:
         all of it.
 
         Args:
-            images: ``(n, C, H, W)``; the first two are used.
+            images: ``(n, C, H, W)``; the first four are used.
             *others: the model's other inputs, with a row per image.
 
         """
         if self._parts:
             return all(part.is_fast(images, *others) for part in self._parts)
         self.find(images, *others)
+        few = slice(4)
+        with torch.inference_mode(False), torch.no_grad(), isolated(self.model, seed=self.seed):
+            at_layer = self._at_layer()
+            shown = Captured.of(at_layer.split, images[few], self._image_chunks, rows_of(others, few))
+            return self.perturbation.space == "activation" and at_layer.find_cut(shown).is_cut
+
+    def _at_layer(self) -> AtLayer:
         assert self._found is not None
-        with torch.no_grad(), isolated(self.model, seed=self.seed):
-            sample = torch.cat([images[:2], host_image_like(images[:2], seed=1)])
-            given = rows_of(others, torch.tensor([0, 1, 0] if len(images) > 1 else [0, 0], device=images.device))
-            cut, host_image = self._found[0], host_image_like(sample, seed=2)
-            activation, output = capture(cut, sample, self._image_chunks, given)
-            holds = cut.holds(
-                activation, output, host_image, lambda: replay(cut, activation, host_image, self._point_chunks, given)
-            )
-        return holds and self.perturbation.space == "activation"
+        split, layout = self._found
+        return AtLayer(
+            model=self.model,
+            split=split,
+            layout=layout,
+            perturbation=self.perturbation,
+            score=self.score,
+            num_samples=self.num_samples,
+            seed=self.seed,
+            image_chunks=self._image_chunks,
+            point_chunks=self._point_chunks,
+        )
 
     def __call__(
         self,
@@ -342,7 +353,16 @@ class ExpectedGradCAM:
             index = list(range(len(inputs))) if image_index is None else [int(i) for i in image_index]
             if len(index) != len(inputs):
                 raise ValueError(f"Expected `image_index` for {len(inputs)} images, but got {len(index)}.")
-            return self._explain(inputs, baselines, others, target, draws, index)
+            explanation, bypassed = self._at_layer().explain(inputs, baselines, others, target, draws, index)
+        if bypassed and not self._warned_no_cut:
+            self._warned_no_cut = True
+            warnings.warn(
+                f"The layer {explanation.layer!r} is not a cut of the network: something bypasses it, or the model "
+                "remembers its batch size. Paths run between images instead, which costs more and is less complete. "
+                "Pass a `target_layer` that nothing bypasses, such as the end of a stage.",
+                stacklevel=2,
+            )
+        return explanation
 
     def each(
         self,
@@ -371,138 +391,3 @@ class ExpectedGradCAM:
         parts = self._parts or [self]
         explain = {"additional_forward_args": additional_forward_args, "draws": draws, "image_index": image_index}
         return [part(inputs, baselines, target, **explain) for part in parts]
-
-    def _explain(
-        self,
-        inputs: Tensor,
-        baselines: Tensor | None,
-        others: tuple[Any, ...],
-        target: Tensor | int | None,
-        draws: Draws | None,
-        image_index: list[int],
-    ) -> Explanation:
-        assert self._found is not None
-        cut, layout = self._found
-        kind = self.perturbation.baseline
-        references = {"data": baselines, "zeros": torch.zeros_like(inputs[:1]), "none": None}[kind]
-
-        activation, output = capture(cut, inputs, self._image_chunks, others)
-        targets = as_targets(target, output, len(inputs), inputs.device, self.score)
-        score_of = self.score.bind(in_float(output), targets)
-        run = PathGradients(
-            self.perturbation,
-            self.seed,
-            self._image_chunks,
-            self._point_chunks,
-            cut,
-            layout,
-            inputs,
-            others,
-            activation,
-            output,
-            score_of,
-            host_image_like(inputs),
-            linear_score=self.score.linear,
-        )
-        if references is not None:
-            run.baseline_inputs = references
-            if others:  # each baseline is seen with what each image is seen with
-                every = torch.arange(len(inputs), device=inputs.device).repeat_interleave(len(references))
-                run.baseline_inputs = references.repeat(len(inputs), *[1] * (references.ndim - 1))
-                run.baseline_others = rows_of(others, every)
-            run.baseline_activation, run.baseline_output = capture(
-                cut, run.baseline_inputs, self._image_chunks, run.baseline_others
-            )
-        in_activations = self.perturbation.space == "activation"
-        is_cut = (in_activations or kind == "none") and self._is_cut(run)
-        # The gradient at the image itself is the same, whichever way it is had.
-        differs = in_activations and not is_cut and not (kind == "none" and self.perturbation.noise == 0)
-        if differs and not self._warned_no_cut and run.tells_images_apart:
-            self._warned_no_cut = True
-            warnings.warn(
-                f"The layer {cut.name!r} is not a cut of the network: something bypasses it, or the model remembers "
-                "its batch size. Paths run between images instead, which costs more and is less complete. Pass a "
-                "`target_layer` that nothing bypasses, such as the end of a stage.",
-                stacklevel=4,
-            )
-        run.from_points = in_activations and is_cut
-
-        if draws is None:
-            rows = 1 if references is None else len(references)
-            draws = sample_draws(self.num_samples, rows, image_index, self.perturbation.interval, self.seed)
-        index, images = draws.baseline_index.to(inputs.device), torch.arange(len(inputs), device=inputs.device)
-        # Which row of the baselines as they were seen: with other inputs, there is one for each image.
-        seen = index + images * len(references) if references is not None and others else index
-        draws = Draws(seen, draws.place.to(inputs.device), draws.noise)
-        maps, off_grid = run.maps(draws, image_index)
-
-        score = run.score(output, images)
-        if references is not None:
-            assert run.baseline_output is not None
-            scores = run.score(run.baseline_output[seen.flatten()], images.repeat(len(draws.place)))
-            baseline_score = scores.view_as(draws.place).mean(0)
-        elif is_cut:
-            rows = len(inputs) if others else 1  # without other inputs, nothing is the same for all
-            nothing = replay(cut, torch.zeros_like(activation[:rows]), run.host_image, self._point_chunks, others)
-            baseline_score = run.score(nothing.expand(len(inputs), *nothing.shape[1:]), images)
-        else:
-            baseline_score = torch.full_like(score, torch.nan)
-        return Explanation.from_draws(
-            maps,
-            off_grid.mean(0),
-            # Of a set, the class that the model holds most likely stands for it.
-            target=targets if targets.ndim == 1 else output.masked_fill(~targets, -torch.inf).argmax(1),
-            prediction=self.score.predict(output),
-            score=score,
-            baseline_score=baseline_score,
-            baseline_index=index if references is not None else -torch.ones_like(index),
-            size=tuple(inputs.shape[2:]),
-            layer=cut.name,
-        )
-
-    def _is_cut(self, run: PathGradients) -> bool:
-        """Whether the layer is a cut of the network, and for which carrier.
-
-        Even one much smaller than the images will often do, and what comes before the layer then costs next to nothing.
-        """
-        for host_image in [*smaller(run.host_image), run.host_image]:
-            run.host_image = host_image
-            with isolated(self.model, seed=self.seed):  # a model may settle on the size of the images that it has seen
-                if run.is_cut():
-                    return True
-        return False
-
-
-def expected_gradcam(
-    model: nn.Module,
-    inputs: Tensor,
-    baselines: Tensor | None = None,
-    target: Tensor | int | None = None,
-    target_layer: str | nn.Module = "auto",
-    **kwargs: Any,
-) -> Explanation:
-    """Explain a batch of images in one call: :class:`ExpectedGradCAM`, built and used once.
-
-    Args:
-        model: the model.
-        inputs: ``(B, C, H, W)``, as the model takes them.
-        baselines: ``(R, C, H, W)``, images from the training data.
-        target: ``(B,)`` int64, one class for all, or ``None`` for the predicted class.
-        target_layer: ``"auto"``, a module's name, or a module.
-        **kwargs: any other argument of :class:`ExpectedGradCAM`.
-
-    Returns:
-        The explanation.
-
-    Raises:
-        ValueError: as :class:`ExpectedGradCAM` does.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-        >>> expected_gradcam(model, torch.rand(2, 1, 8, 8), torch.rand(4, 1, 8, 8), target=1).draws.shape
-        torch.Size([32, 2, 8, 8])
-
-    """
-    return ExpectedGradCAM(model, target_layer, **kwargs)(inputs, baselines, target)

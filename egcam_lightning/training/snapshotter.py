@@ -13,8 +13,8 @@ from torchmetrics import Metric
 
 from egcam_lightning.data.probe import Probe
 from egcam_lightning.explain import ExpectedGradCAM
+from egcam_lightning.explain.captured import rows_of
 from egcam_lightning.explain.explanation import Explanation
-from egcam_lightning.explain.path_gradients import rows_of
 from egcam_lightning.history.codec import round_maps
 from egcam_lightning.history.records import Occasion, Snapshot
 from egcam_lightning.metrics import CompletenessGap, ExplanationConsensus
