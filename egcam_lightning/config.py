@@ -63,7 +63,7 @@ class CallbackConfig:
                     name: None if arguments[name] is None else _several(name, arguments[name])
                     for name in ("class_names", "mean", "std")
                 },
-                "explainer": _pick(ExplainerConfig, arguments),
+                "explainer": ExplainerConfig.from_arguments(arguments),
                 "keys": _pick(
                     BatchKeys,
                     {

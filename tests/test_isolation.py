@@ -419,7 +419,7 @@ def test_what_does_not_fit_into_memory_a_second_time_leaves_everything_as_it_was
     with isolated(model):
         model(torch.randn(4, 2))
         # Comparing takes memory too: without any, everything is written.
-        monkeypatch.setattr("egcam_lightning.explain.module_state._bits", lambda tensor: full(torch.empty(2000)))
+        monkeypatch.setattr("egcam_lightning.explain.module_state.bits_of", lambda tensor: full(torch.empty(2000)))
     assert int(model[1].queue.count_nonzero()) == 0
     assert model[1].place == 0
 

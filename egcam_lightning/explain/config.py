@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -62,6 +62,11 @@ class ExplainerConfig:
                 f"{self.perturbation!r}."
             )
         as_score(self.score)
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> ExplainerConfig:
+        """Those of some arguments, given by their names, that are the explainer's."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
 
     @property
     def layers(self) -> tuple[str | nn.Module, ...]:

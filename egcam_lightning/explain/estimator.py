@@ -12,29 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from egcam_lightning.explain.at_layer import AtLayer
+from egcam_lightning.explain.bound_score import bound_score
 from egcam_lightning.explain.captured import Captured, rows_of
-from egcam_lightning.explain.chunking import Chunks, is_out_of_memory
+from egcam_lightning.explain.chunking import Chunks
 from egcam_lightning.explain.config import ExplainerConfig
 from egcam_lightning.explain.explanation import Explanation, mean_over_layers
 from egcam_lightning.explain.inputs import as_tuple, check_inputs
 from egcam_lightning.explain.isolation import isolated, uninitialised
-from egcam_lightning.explain.layer_search import find_layer
+from egcam_lightning.explain.layer_search import find_layer, telling_sample
 from egcam_lightning.explain.model_adapter import ModelAdapter
 from egcam_lightning.explain.perturbation import Perturbation, Weighting
 from egcam_lightning.explain.sampling import Draws
-from egcam_lightning.explain.scores import Score, ScoreName, as_score, check_score, in_float
-from egcam_lightning.explain.split_model import SplitModel, host_image_like, varies
-from egcam_lightning.explain.token_layout import Layout
-
-_MIXES = (
-    "The model's output for an image depends on the other images of its batch, as behind a BatchNorm without running "
-    "statistics."
-)
-_ALONE = (
-    "Each image is explained alone, as in a batch of one, which takes longer, and is not what the model says of it in "
-    "a batch."
-)
-_INSTEAD = "Write `track_running_stats=True`, or use a normalisation of each image such as nn.GroupNorm."
+from egcam_lightning.explain.scores import Score, ScoreName, as_score
+from egcam_lightning.explain.split_model import SplitModel
 
 
 class ExpectedGradCAM:
@@ -45,7 +35,7 @@ class ExpectedGradCAM:
     sums to the difference between the score of the image and the mean score of the baselines, as far as the layer is a
     cut of the network and the draws suffice; :attr:`Explanation.completeness_gap` says how far.
 
-    The model is left exactly as it was: its modes, its gradients, its buffers and every random generator.
+    The model is left exactly as it was.
 
     Args:
         model: the model. Explained in evaluation mode, whatever mode it is in.
@@ -71,9 +61,7 @@ class ExpectedGradCAM:
             memory runs out.
 
     Raises:
-        TypeError: for a layer or a perturbation that is none.
-        ValueError: for ``num_samples`` or ``chunk_size`` below 1, a seed that is none, and names that are none of the
-            choices.
+        TypeError, ValueError: for arguments that :class:`~egcam_lightning.explain.config.ExplainerConfig` refuses.
 
     Example:
         >>> import torch
@@ -106,18 +94,7 @@ class ExpectedGradCAM:
         reshape_transform: Callable[[Tensor], Tensor] | None = None,
         chunk_size: int | None = None,
     ) -> None:
-        config = ExplainerConfig(
-            target_layer=target_layer,
-            perturbation=perturbation,
-            weighting=weighting,
-            num_samples=num_samples,
-            seed=seed,
-            score=score,
-            output_key=output_key,
-            forward_fn=forward_fn,
-            reshape_transform=reshape_transform,
-            chunk_size=chunk_size,
-        )
+        config = ExplainerConfig.from_arguments(locals())
         self.model = model
         self.target_layer = target_layer
         perturbation = perturbation or Perturbation.expected()
@@ -129,7 +106,7 @@ class ExpectedGradCAM:
         self.reshape_transform = reshape_transform
         # Apart, because memory that images have run out of says nothing about points.
         self._image_chunks, self._point_chunks = Chunks(chunk_size), Chunks(chunk_size)
-        self._found: tuple[SplitModel, Layout] | None = None
+        self._found: AtLayer | None = None
         self._size: tuple[int, ...] = ()
         self._warned_no_cut = False
         several = isinstance(target_layer, (list, tuple))
@@ -144,10 +121,7 @@ class ExpectedGradCAM:
 
     @property
     def chunk_size(self) -> int | None:
-        """Points that go through the model at once: what was asked for, or what memory has turned out to allow.
-
-        Where it allowed more of activations than of images, or the other way round, the smaller of the two.
-        """
+        """Points that go through the model at once: what was asked for, or what memory has turned out to allow."""
         sizes = [part.chunk_size for part in self._parts]
         sizes += [self._image_chunks.size, self._point_chunks.size]
         return min((size for size in sizes if size is not None), default=None)
@@ -155,13 +129,13 @@ class ExpectedGradCAM:
     @property
     def layer(self) -> str | None:
         """The resolved name of the target layer, once it has been looked for."""
-        names = [part.layer for part in self._parts] or [self._found[0].name if self._found else None]
+        names = [part.layer for part in self._parts] or [self._found.split.name if self._found else None]
         return None if None in names else "+".join(str(name) for name in names)
 
     @property
     def grid(self) -> tuple[int, ...] | None:
-        """The grid of the maps, once the layer has been looked for; of several layers the finest."""
-        grids = [part.grid for part in self._parts] or [self._found[1].grid if self._found else None]
+        """The grid of the maps, once it is known; of several layers the finest."""
+        grids = [part.grid for part in self._parts] or [self._found.layout.grid if self._found else None]
         return max((g for g in grids if g is not None), key=lambda g: torch.Size(g).numel(), default=None)
 
     def forward(self, images: Tensor, *others: Any) -> Any:
@@ -191,17 +165,7 @@ class ExpectedGradCAM:
             the score has them, to ``(n,)`` float32.
 
         """
-        output = images
-        if self.score.looks_at_images:
-            with torch.no_grad():
-                output = in_float(self.forward(images, *others))
-        bound = [score.bind(output, target) for score in (self.score, self.score.shown)]
-
-        def scores(points: Tensor, rows: Tensor, probability: bool) -> Tensor:
-            output = in_float(self.forward(points, *rows_of(others, rows)))
-            return check_score(bound[probability](output, rows), len(points))
-
-        return scores
+        return bound_score(self.forward, self.score, images, target, others)
 
     def find(self, images: Tensor, *others: Any) -> str:
         """Find the target layer, unless it has been found, and return its name.
@@ -224,47 +188,32 @@ class ExpectedGradCAM:
         lazy = uninitialised(self.model)
         if lazy is not None:
             raise ValueError(f"The model's parameter {lazy!r} has no values yet. Call the model with a batch first.")
-        self._settle_company(images, others)
+        if self._adapter.must_take_images_alone(images, others, seed=self.seed):
+            self._image_chunks.size = self._point_chunks.size = 1
         size = tuple(images.shape[1:])
         if self._found is None or self._size != size:
-            target = self.target_layer if self._found is None else self._found[0].module
+            target = self.target_layer if self._found is None else self._found.split.module
             assert isinstance(target, (str, nn.Module))
             with isolated(self.model, seed=self.seed):
-                sample = images[: max(2, min(4, self.chunk_size or 4))].detach()
-                rows = torch.arange(len(sample))
-                if not varies(sample):  # whether a layer is a cut shows only where outputs differ
-                    sample, rows = torch.cat([sample[:1], host_image_like(sample, seed=1)]), torch.zeros(2).long()
+                sample, rows = telling_sample(images, self.chunk_size)
                 given = rows_of(others, rows.to(images.device))
                 if self.reshape_transform is None:  # which need not know of formats
                     self._adapter.settle_format(sample, *given)
                 forward = lambda x: self._adapter(x, *given)  # noqa: E731
-                cut, layout = find_layer(self.model, forward, sample, target, self.reshape_transform)
-                self._found = SplitModel(cut.module, cut.name, self._adapter, cut.axis), layout
+                split, layout = find_layer(self.model, forward, sample, target, self.reshape_transform)
+                self._found = AtLayer(
+                    model=self.model,
+                    split=SplitModel(split.module, split.name, self._adapter, split.axis),
+                    layout=layout,
+                    perturbation=self.perturbation,
+                    score=self.score,
+                    num_samples=self.num_samples,
+                    seed=self.seed,
+                    image_chunks=self._image_chunks,
+                    point_chunks=self._point_chunks,
+                )
                 self._size = size
-        return self._found[0].name
-
-    def _settle_company(self, images: Tensor, others: tuple[Any, ...]) -> None:
-        """See to it that each image is explained alone where the model mixes the images of a batch.
-
-        Else what is explained would change with whatever happens to go through the model beside it.
-        """
-        subject = self._adapter
-        if subject.mixes_images is None:
-            given = rows_of(others, torch.zeros(2).long().to(images.device))
-            if subject.settle_company(images[:1].detach(), *given, seed=self.seed):
-                try:
-                    with torch.no_grad(), isolated(self.model, seed=self.seed):
-                        subject(images[:1], *rows_of(others, slice(1)))
-                except (RuntimeError, ValueError) as error:
-                    if is_out_of_memory(error):
-                        raise
-                    raise ValueError(
-                        f"{_MIXES} Expected it to take one image alone, so that this can be explained, but it raised: "
-                        f"{error} {_INSTEAD}"
-                    ) from error
-                warnings.warn(f"{_MIXES} {_ALONE} {_INSTEAD}", stacklevel=4)
-        if subject.mixes_images:
-            self._image_chunks.size = self._point_chunks.size = 1
+        return self._found.split.name
 
     def is_fast(self, images: Tensor, *others: Any) -> bool:
         """Whether paths run between activations, so that a draw costs only the part of the network behind the layer.
@@ -280,26 +229,11 @@ class ExpectedGradCAM:
         if self._parts:
             return all(part.is_fast(images, *others) for part in self._parts)
         self.find(images, *others)
+        assert self._found is not None
         few = slice(4)
         with torch.inference_mode(False), torch.no_grad(), isolated(self.model, seed=self.seed):
-            at_layer = self._at_layer()
-            shown = Captured.of(at_layer.split, images[few], self._image_chunks, rows_of(others, few))
-            return self.perturbation.space == "activation" and at_layer.find_cut(shown).is_cut
-
-    def _at_layer(self) -> AtLayer:
-        assert self._found is not None
-        split, layout = self._found
-        return AtLayer(
-            model=self.model,
-            split=split,
-            layout=layout,
-            perturbation=self.perturbation,
-            score=self.score,
-            num_samples=self.num_samples,
-            seed=self.seed,
-            image_chunks=self._image_chunks,
-            point_chunks=self._point_chunks,
-        )
+            shown = Captured.of(self._found.split, images[few], self._image_chunks, rows_of(others, few))
+            return self.perturbation.space == "activation" and self._found.find_cut(shown).is_cut
 
     def __call__(
         self,
@@ -319,8 +253,8 @@ class ExpectedGradCAM:
             target: ``(B,)`` int64, or one class for all, or ``None`` for the predicted class; or ``(B, classes)`` bool,
                 a set of classes for each image, explained by the mean of their logits.
             additional_forward_args: what the model takes besides the images: a tensor with a row per image, or anything
-                else, or a tuple of these. They are held fixed: a baseline is seen with those of the image that it is a
-                baseline of, which costs a pass for each pair of them instead of one a baseline.
+                else, or a tuple of these. They are held fixed: a baseline is seen with those of its image, which costs
+                a pass for each pair of them.
             draws: draws to use instead of the explainer's own.
             image_index: an index for each image, by which its draws are made; ``None`` for ``0 ... B - 1``.
 
@@ -353,7 +287,8 @@ class ExpectedGradCAM:
             index = list(range(len(inputs))) if image_index is None else [int(i) for i in image_index]
             if len(index) != len(inputs):
                 raise ValueError(f"Expected `image_index` for {len(inputs)} images, but got {len(index)}.")
-            explanation, bypassed = self._at_layer().explain(inputs, baselines, others, target, draws, index)
+            assert self._found is not None
+            explanation, bypassed = self._found.explain(inputs, baselines, others, target, draws, index)
         if bypassed and not self._warned_no_cut:
             self._warned_no_cut = True
             warnings.warn(
@@ -374,18 +309,18 @@ class ExpectedGradCAM:
         draws: Draws | None = None,
         image_index: Sequence[int] | None = None,
     ) -> list[Explanation]:
-        """Explain a batch of images at each of the layers.
+        """Explain a batch of images at each of the layers, with the arguments of calling it.
 
         Args:
-            inputs: as for calling it, and so are the others.
-            baselines: the same.
-            target: the same.
-            additional_forward_args: the same.
-            draws: the same.
-            image_index: the same.
+            inputs: ``(B, C, H, W)``.
+            baselines: ``(R, C, H, W)``.
+            target: ``(B,)`` int64, one class for all, or sets of classes.
+            additional_forward_args: what the model takes besides the images.
+            draws: draws to use instead of the explainer's own.
+            image_index: an index for each image, by which its draws are made.
 
         Returns:
-            One explanation a layer, in the order in which they were given.
+            One explanation per layer, in the order in which they were given.
 
         """
         parts = self._parts or [self]

@@ -5,21 +5,17 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from egcam_lightning.explain.candidates import Candidate, clean_name, observe, rows_axis
 from egcam_lightning.explain.gradient import gradient_at
-from egcam_lightning.explain.scores import check_rows
 from egcam_lightning.explain.split_model import (
     Forward,
     SplitModel,
     can_be_hooked,
     first_tensor,
-    hooked,
     host_image_like,
     varies,
 )
@@ -30,32 +26,6 @@ _MIN_SIDE = 4
 _ONE_COPY = (
     "So it is where a model runs several copies or parts of an image itself (test-time augmentation, windows, crops)."
 )
-
-_POOLING = (
-    *(getattr(nn, f"{kind}Pool{n}d") for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg", "LP") for n in (1, 2, 3)),
-    nn.FractionalMaxPool2d,
-    nn.FractionalMaxPool3d,
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A module whose output has a grid, as one forward pass saw it."""
-
-    name: str
-    module: nn.Module
-    shape: tuple[int, ...]
-    layout: Layout
-    tensor: int  # the identity of its output, which a block and the container around it share
-    axis: int = 0  # of its output, that has a row per image
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.shape}"
-
-
-def clean_name(name: str) -> str:
-    """A module's name without what ``torch.compile`` puts into it."""
-    return name.replace("_orig_mod.", "").replace("._orig_mod", "")
 
 
 def find_layer(
@@ -114,7 +84,7 @@ def find_layer(
             once or has no grid; the message lists the layers that would do. For an output without a row for each image.
 
     """
-    candidates, head, obstacle = _observe(model, forward, images)
+    candidates, head, obstacle = observe(model, forward, images)
     if isinstance(target_layer, str) and target_layer == "auto":
         if obstacle and not candidates:
             raise ValueError(
@@ -131,7 +101,7 @@ def find_layer(
         )
     cut = SplitModel(module, name, forward)
     activation, _ = cut.capture(images)
-    axis = _rows_axis(activation, len(images))
+    axis = rows_axis(activation, len(images))
     if axis is None:
         raise ValueError(
             f"Expected the output of layer {name!r} to have a row for each of {len(images)} images, but its shape is "
@@ -140,13 +110,6 @@ def find_layer(
         )
     cut = SplitModel(module, name, forward, axis)
     return cut, _layout_of(activation.movedim(axis, 0), images, name, reshape_transform)
-
-
-def _rows_axis(tensor: Tensor, count: int) -> int | None:
-    """Which dimension has a row for each of ``count`` images: the first, or the second of a sequence, or ``None``."""
-    if tensor.shape[:1] == (count,):
-        return 0
-    return 1 if tensor.ndim == 3 and tensor.shape[1] == count else None
 
 
 def _layout_of(activation: Tensor, images: Tensor, name: str, transform: Callable[[Tensor], Tensor] | None) -> Layout:
@@ -196,76 +159,6 @@ def _choices(candidates: Sequence[Candidate]) -> str:
         outermost[candidate.tensor] = candidate
     shown = [str(candidate) for candidate in list(outermost.values())[-12:]]
     return f"Layers with a grid, the last ones of {len(outermost)}: {', '.join(shown)}." if shown else ""
-
-
-def _observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[Candidate], nn.Module | None, str]:
-    """Run the model once and list the modules that might serve, in the order in which they finish.
-
-    Modules that only hand on what they were given are left out. Where several return the same tensor (a block and the
-    container around it) all are listed, outermost last: a container that returns more besides may be no cut.
-
-    Returns:
-        The candidates; the *head*: the last module whose input varies over the images while its output
-        does not, as that of a layer initialised to zero, ``None`` where the logits vary; and, where a layer with a grid
-        is no candidate since it is not called once with a row per image, a sentence's part that says so.
-
-    """
-    # By identity: what a torchmetrics.Metric is equal to, and its hash, move with what it has seen.
-    outputs: dict[int, list[Any]] = {}
-    passed_on: set[int] = set()
-    head: nn.Module | None = None
-
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal head
-        tensor = first_tensor(output)
-        outputs.setdefault(id(module), []).append(tensor)
-        given = first_tensor(inputs)
-        if _passes_on(module, given, tensor):
-            passed_on.add(id(module))
-        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and given is not None and varies(given):
-            head = None if tensor is not None and varies(tensor) else module
-
-    modules = {id(module): (clean_name(name), module) for name, module in model.named_modules()}
-    with ExitStack() as stack:
-        for _, module in modules.values():
-            if can_be_hooked(module):
-                stack.enter_context(hooked(module, hook))
-        with torch.no_grad():
-            logits = forward(images)
-    check_rows(logits, len(images))
-    pooled = {id(t) for key, ts in outputs.items() if isinstance(modules[key][1], _POOLING) for t in ts}
-    features: list[Candidate] = []
-    class_maps: list[Candidate] = []
-    obstacle = ""
-    # A module enters `outputs` when it *first* finishes; only those called once are kept, so the order is right.
-    classes = logits.shape[1] if logits.ndim > 1 else None
-    for key, tensors in outputs.items():
-        (name, module), tensor = modules[key], tensors[0]
-        if tensor is None or not name or key in passed_on:
-            continue
-        if id(tensor) in pooled or tensor is logits or not tensor.is_floating_point() or tensor.ndim < 3:
-            continue
-        axis = _rows_axis(tensor, len(images))
-        activation = tensor.movedim(axis or 0, 0)
-        layout = infer_layout(activation.shape[1:], images.shape[2:])
-        if layout is None or max(layout.grid) == 1:
-            continue
-        if len(tensors) != 1 or axis is None:
-            seen = f"called {len(tensors)} times" if len(tensors) != 1 else f"of shape {tuple(tensor.shape)}"
-            obstacle = f"{name!r} is {seen} for {len(images)} images"
-            continue
-        # A map a class is the model's own output before it is pooled or resized: only where there is nothing else.
-        found = class_maps if layout.to_grid(activation).shape[1] == classes else features
-        found.append(Candidate(name, module, tuple(activation.shape[1:]), layout, id(tensor), axis))
-    return features or class_maps, head, obstacle
-
-
-def _passes_on(module: nn.Module, given: Tensor | None, output: Tensor | None) -> bool:
-    """Whether a module only hands on what it was given: an identity, dropout in evaluation, another order of axes."""
-    if given is None or output is None or next(module.parameters(), None) is not None:
-        return False
-    unchanged = isinstance(module, nn.modules.dropout._DropoutNd) or not getattr(module, "inplace", False)
-    return unchanged and output.data_ptr() == given.data_ptr() and output.numel() == given.numel()
 
 
 def _input_of(head: nn.Module, forward: Forward) -> Forward:
@@ -336,13 +229,6 @@ def _early_block(last: Candidate, candidates: Sequence[Candidate], serves: Calla
     return next(filter(serves, blocks[(len(blocks) - 1) // 4 : blocks.index(last)]), last)
 
 
-def _cells(candidate: Candidate) -> int:
-    cells = 1
-    for side in candidate.layout.grid:
-        cells *= side
-    return cells
-
-
 def _serves(cut: SplitModel, layout: Layout, images: Tensor, host_image: Tensor) -> bool:
     """Whether the layer is a cut, and the output depends on positions that have a place on the image."""
     activation, output = cut.capture(images)
@@ -352,3 +238,21 @@ def _serves(cut: SplitModel, layout: Layout, images: Tensor, host_image: Tensor)
         leaf, output = cut.from_points(activation, host_image)
         gradient = gradient_at(leaf, output.float().square())
     return gradient is not None and bool(layout.to_grid(gradient).any())
+
+
+def _cells(candidate: Candidate) -> int:
+    cells = 1
+    for side in candidate.layout.grid:
+        cells *= side
+    return cells
+
+
+def telling_sample(images: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
+    """A few of the images to look for a layer with, and their rows; an image and noise where all are the same.
+
+    Whether a layer is a cut shows only where outputs differ.
+    """
+    sample = images[: max(2, min(4, chunk_size or 4))].detach()
+    if varies(sample):
+        return sample, torch.arange(len(sample))
+    return torch.cat([sample[:1], host_image_like(sample, seed=1)]), torch.zeros(2).long()

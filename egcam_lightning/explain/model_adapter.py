@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from egcam_lightning.explain.captured import rows_of
+from egcam_lightning.explain.chunking import is_out_of_memory
 from egcam_lightning.explain.isolation import isolated
 from egcam_lightning.explain.outputs import select_output
 from egcam_lightning.explain.scores import check_rows
@@ -19,6 +22,17 @@ _TOLERANCE = 0.01
 
 # Of the same: what an image's company moves it by where it matters is about all of it, too.
 _COMPANY = 0.05
+
+
+_MIXES = (
+    "The model's output for an image depends on the other images of its batch, as behind a BatchNorm without running "
+    "statistics."
+)
+_ALONE = (
+    "Each image is explained alone, as in a batch of one, which takes longer, and is not what the model says of it in "
+    "a batch."
+)
+_INSTEAD = "Write `track_running_stats=True`, or use a normalisation of each image such as nn.GroupNorm."
 
 
 class ModelAdapter:
@@ -83,7 +97,38 @@ class ModelAdapter:
         same = isinstance(output, Tensor) and output.shape == expected.shape
         self._channels_last = same and bool((output - expected).abs().max() <= _TOLERANCE * expected.std(0).max())
 
-    def settle_company(self, image: Tensor, *others: Any, seed: int = 0) -> bool:
+    def must_take_images_alone(self, images: Tensor, others: Sequence[Any], *, seed: int = 0) -> bool:
+        """Whether each image is to go through the model alone, since the model mixes the images of a batch.
+
+        Else what is explained would change with whatever happens to go through the model beside it. Found out, and
+        warned of, at the first images that tell.
+
+        Args:
+            images: ``(n, C, H, W)``; the first is used.
+            others: the model's other inputs, with a row per image.
+            seed: what the global generators are seeded with.
+
+        Raises:
+            ValueError: where the model takes no single image.
+
+        """
+        if self.mixes_images is None:
+            given = rows_of(others, torch.zeros(2).long().to(images.device))
+            if self._find_out_whether_it_mixes(images[:1].detach(), *given, seed=seed):
+                try:
+                    with torch.no_grad(), isolated(self.model, seed=seed):
+                        self(images[:1], *rows_of(others, slice(1)))
+                except (RuntimeError, ValueError) as error:
+                    if is_out_of_memory(error):
+                        raise
+                    raise ValueError(
+                        f"{_MIXES} Expected it to take one image alone, so that this can be explained, but it raised: "
+                        f"{error} {_INSTEAD}"
+                    ) from error
+                warnings.warn(f"{_MIXES} {_ALONE} {_INSTEAD}", stacklevel=4)
+        return bool(self.mixes_images)
+
+    def _find_out_whether_it_mixes(self, image: Tensor, *others: Any, seed: int = 0) -> bool:
         """Find out whether the model mixes the images of a batch, as BatchNorm without running statistics does.
 
         Nothing is found out where the output does not vary over images, as in front of a head of zeros, and where the

@@ -6,11 +6,10 @@ import random
 import sys
 from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from operator import is_
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +19,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from egcam_lightning.explain.chunking import is_out_of_memory
+from egcam_lightning.explain.put_back import (
+    bits_of,
+    has_member,
+    is_in_place,
+    put_back_gradient,
+    put_back_items,
+    put_back_list,
+    put_back_memory,
+    put_back_scripted,
+    put_back_slots,
+)
 
 _PIECE = 2**20  # elements that are compared at once
 
@@ -108,19 +118,19 @@ class State:
             held = _looked_into(value.values())
         elif isinstance(value, (list, deque, set)):
             before = list(value)
-            self._put_back.append(partial(_put_back_list, value, before))
+            self._put_back.append(partial(put_back_list, value, before))
             held = _looked_into(before)
         elif isinstance(value, (tuple, frozenset)):
             held = _looked_into(value)
         elif isinstance(value, (bytearray, array)):
-            self._put_back.append(partial(_put_back_list, value, value[:]))
+            self._put_back.append(partial(put_back_list, value, value[:]))
         elif (set_state := _generator(value)) is not None:
             self._put_back.append(set_state)
             return ()
         return held if type(value) in _CONTAINERS else chain(held, self._keep_attributes(value))
 
     def _keep_items(self, table: dict[Any, Any]) -> None:
-        self._put_back.append(partial(_put_back_items, table, dict(table)))
+        self._put_back.append(partial(put_back_items, table, dict(table)))
 
     def _keep_module(self, module: nn.Module) -> Iterable[Any]:
         if _is_wrapper(module):
@@ -149,7 +159,7 @@ class State:
             value = module._c.getattr(name)
             if value is None or isinstance(value, (torch.ScriptObject, torch.jit.ScriptModule)):
                 continue
-            self._put_back.append(partial(_put_back_scripted, module, name, value))
+            self._put_back.append(partial(put_back_scripted, module, name, value))
             held.append(value)
         return held
 
@@ -165,25 +175,25 @@ class State:
             for name, member in vars(kind).items()
             if type(member).__name__ == "member_descriptor" and type(member).__module__ == "builtins"
         }
-        fields = {name: member.__get__(value) for name, member in slots.items() if _has(member, value)}
+        fields = {name: member.__get__(value) for name, member in slots.items() if has_member(member, value)}
         held = [*(table.values() if isinstance(table, dict) else ()), *fields.values()]
         if any(_package(type(item)) in _AT_WORK for item in held):
             return ()
         if slots:
-            self._put_back.append(partial(_put_back_slots, value, slots, fields))
+            self._put_back.append(partial(put_back_slots, value, slots, fields))
         return chain(_looked_into(fields.values()), self._keep_table(table) if isinstance(table, dict) else ())
 
     def _keep_tensor(self, tensor: Tensor) -> Iterable[Any]:
         held = list(self._keep_table(vars(tensor)))  # libraries hang their notes on a weight
         if tensor.is_leaf:
-            self._put_back.append(partial(_put_back_gradient, tensor, tensor.grad, tensor.requires_grad))
+            self._put_back.append(partial(put_back_gradient, tensor, tensor.grad, tensor.requires_grad))
         weight = isinstance(tensor, nn.Parameter)
         if not _is_readable(tensor) or (weight and self._sharded):
             return held
         if not weight or (self._weights and tensor.requires_grad):
             self._uncopied.append((id(tensor), tensor, tensor))
         else:
-            self._put_back.append(partial(_put_back_memory, tensor, tensor.detach()))
+            self._put_back.append(partial(put_back_memory, tensor, tensor.detach()))
         return held
 
     def _keep_array(self, values: np.ndarray[Any, Any]) -> Iterable[Any]:
@@ -236,16 +246,12 @@ class _Kept:
     @property
     def in_place(self) -> bool:
         """Whether the tensor still is where it was."""
-        return _in_place(self.tensor, self.alias)
+        return is_in_place(self.tensor, self.alias)
 
     @property
     def converted(self) -> bool:
         """Whether it has another type or device, which is no write: sharding wrappers do so once, for good."""
         return (self.tensor.dtype, self.tensor.device) != (self.alias.dtype, self.alias.device)
-
-
-def _in_place(now: Tensor, then: Tensor) -> bool:
-    return (now.shape, now.stride(), now.data_ptr()) == (then.shape, then.stride(), then.data_ptr())
 
 
 def _is_readable(tensor: Tensor) -> bool:
@@ -287,16 +293,9 @@ def _moved(kept: Sequence[_Kept]) -> list[list[bool]]:
     for entry in kept:
         found = flags.setdefault(entry.alias.device, [])
         for piece, copy in zip(_pieces(entry.alias), entry.pieces, strict=True):
-            found.append((_bits(piece) != _bits(copy.to(piece.device))).any())
+            found.append((bits_of(piece) != bits_of(copy.to(piece.device))).any())
     known = {device: iter(torch.stack(found).tolist()) for device, found in flags.items()}
     return [[next(known[entry.alias.device]) for _ in entry.pieces] for entry in kept]
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """The values of ``tensor`` as integers: equal exactly where every bit is, NaN and minus zero included."""
-    tensor = tensor.detach().resolve_conj().resolve_neg()
-    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def _put_back_contents(kept: Iterable[_Kept]) -> None:
@@ -316,64 +315,6 @@ def _put_back_contents(kept: Iterable[_Kept]) -> None:
             for piece, copy, differs in zip(_pieces(entry.tensor.detach()), entry.pieces, flags, strict=True):
                 if differs:
                     piece.copy_(copy)
-
-
-def _put_back_memory(parameter: Tensor, alias: Tensor) -> None:
-    if (parameter.dtype, parameter.device) == (alias.dtype, alias.device) and not _in_place(parameter, alias):
-        parameter.data = alias
-
-
-def _put_back_gradient(tensor: Tensor, gradient: Tensor | None, required: bool) -> None:
-    if tensor.is_leaf and tensor.requires_grad != required:
-        tensor.requires_grad_(required)
-    if tensor.is_leaf and tensor.grad is not gradient:
-        tensor.grad = gradient
-
-
-def _put_back_items(now: dict[Any, Any], before: dict[Any, Any]) -> None:
-    """Put the items of a dictionary back: the same objects under the same keys in the same order."""
-    if not (now or before) or (_same(now, before) and _same(now.values(), before.values())):
-        return
-    kind: Any = OrderedDict if isinstance(now, OrderedDict) else dict  # a class of the user's may refuse to be written
-    kind.clear(now)
-    for key, value in before.items():
-        kind.__setitem__(now, key, value)
-
-
-def _put_back_list(now: Any, before: Any) -> None:
-    """Put the members of a list, deque, set or array of numbers back."""
-    if isinstance(now, (bytearray, array)):
-        if now != before:
-            now[:] = before
-    elif isinstance(now, set):
-        if set(map(id, now)) != set(map(id, before)):
-            set.clear(now)
-            set.update(now, before)
-    elif not _same(now, before):
-        kind: Any = deque if isinstance(now, deque) else list
-        kind.clear(now)
-        kind.extend(now, before)
-
-
-def _put_back_slots(value: Any, slots: dict[str, Any], before: dict[str, Any]) -> None:
-    for name, member in slots.items():
-        if not _has(member, value):
-            if name in before:
-                member.__set__(value, before[name])
-        elif name not in before:
-            member.__delete__(value)
-        elif member.__get__(value) is not before[name]:
-            member.__set__(value, before[name])
-
-
-def _same(now: Collection[Any], before: Collection[Any]) -> bool:
-    """Whether two collections hold the same objects in the same order."""
-    return len(now) == len(before) and all(map(is_, now, before))
-
-
-def _put_back_scripted(module: torch.jit.ScriptModule, name: str, before: Any) -> None:
-    if not isinstance(before, Tensor) or module._c.getattr(name) is not before:
-        module._c.setattr(name, before)
 
 
 def _generator(value: Any) -> Callable[[], object] | None:
@@ -403,14 +344,6 @@ def _looked_into(values: Iterable[Any]) -> Sequence[Any]:
 
 def _package(kind: type) -> str:
     return kind.__module__.partition(".")[0]
-
-
-def _has(member: Any, value: Any) -> bool:
-    try:
-        member.__get__(value)
-    except AttributeError:
-        return False
-    return True
 
 
 def _is_wrapper(module: nn.Module) -> bool:
