@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -15,16 +14,13 @@ from torch import nn
 from torchmetrics import Metric
 
 from egcam_lightning.config import CallbackConfig
-from egcam_lightning.data.baselines import Baselines
 from egcam_lightning.explain import Perturbation
 from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import ScoreName
 from egcam_lightning.history.history import History
-from egcam_lightning.history.records import ProbeImages
 from egcam_lightning.training.failsafe import Failsafe
 from egcam_lightning.training.monitors import Monitors
-from egcam_lightning.training.overhead_budget import OverheadBudget
-from egcam_lightning.training.run_state import RunState, new_run
+from egcam_lightning.training.run_state import new_run_state
 from egcam_lightning.training.session import Session
 
 
@@ -146,14 +142,12 @@ class ExpectedGradCAMCallback(Callback):
         arguments = dict(locals())
         super().__init__()
         self._config = CallbackConfig.from_arguments(arguments)
-        self._run_state = self._new_run_state()
+        self._run_state = new_run_state(self._config)
         self._resumed = False  # whether the record is a checkpoint's
         self._failsafe = Failsafe(strict)
         self._session: Session | None = None
         self._monitors: Monitors | None = None
         self._run_dir: Path | None = None
-        self._last_global_step = 0
-        self._awaits_batch = False
         self._started = 0.0
 
     @property
@@ -202,14 +196,12 @@ class ExpectedGradCAMCallback(Callback):
             rank_zero_info("ExpectedGradCAMCallback takes no snapshots with `barebones=True`.")
             return
         if trainer.global_step == 0 and not self._resumed:  # a new training with an instance that has seen another
-            self._run_state, self._failsafe = self._new_run_state(), Failsafe(self._config.strict)
-        self._last_global_step = trainer.global_step
-        self._session = Session(trainer, pl_module, self._config, self._run_state, self._failsafe, self._started)
-        if self._config.log_at_start and not len(self.history) and trainer.global_step == 0:
-            self._session.snapshot("start")
-        self._session.take_pending()
-        if self._monitors is not None:
-            self._monitors.begin(pl_module, self.history)
+            self._run_state, self._failsafe = new_run_state(self._config), Failsafe(self._config.strict)
+        self._session = Session(
+            trainer, pl_module, self._config, self._run_state, self._failsafe, self._started, self._monitors
+        )
+        begins = not len(self.history) and trainer.global_step == 0
+        self._session.start(at_start=self._config.log_at_start and begins)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Let training images pass by the reservoir."""
@@ -220,57 +212,30 @@ class ExpectedGradCAMCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Close the reservoir with the epoch; take a snapshot every so many steps."""
-        if self._session is None:
-            return
-        last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
-        if last:
-            self._run_state.baselines.end_epoch()
-        n, before, now = self._config.every_n_train_steps, self._last_global_step, trainer.global_step
-        self._last_global_step = now
-        if self._epoch_follows(trainer, last):
-            self._session.mark_pending()
-        # Batches that only accumulate gradients make no step, and several optimizers make several at once.
-        elif n is not None and now // n > before // n:
-            self._session.snapshot("step")
+        if self._session is not None:
+            self._session.batch_ended(batch_idx)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Expect a batch."""
-        fits = trainer.state.fn == "fit" and not trainer.sanity_checking
-        self._awaits_batch = fits and self._session is not None and self._session.validates
+        if self._session is not None:
+            self._session.validation_began()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Take a snapshot at the first batch, when averaged weights are in and metrics can still be logged."""
-        self._validated(trainer, batch)
+        if self._session is not None:
+            self._session.validated(batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take part in the snapshot of the other processes, where this one has no batch."""
-        self._validated(trainer, None)
-
-    def _validated(self, trainer: Trainer, batch: Any) -> None:
-        """Once a validation, take a snapshot."""
-        if self._session is None or not self._awaits_batch:
-            return
-        self._awaits_batch = False
-        self._session.begin_with(batch)
-        if self._in_epochs(trainer):
-            self._take(self._session)
+        if self._session is not None:
+            self._session.validated(None)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the epoch's snapshot where there is no validation."""
-        if self._session is None:
-            return
-        self._run_state.baselines.end_epoch()
-        if self._in_epochs(trainer) and not self._session.validates:
-            self._take(self._session)
-
-    def _take(self, session: Session) -> None:
-        """Take the snapshot of an epoch, for which others may wait."""
-        taken = session.snapshot("epoch")
-        if self._monitors is not None:
-            self._monitors.know(taken)
-            self._monitors.tell()
+        if self._session is not None:
+            self._session.epoch_ended()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the page a last time."""
@@ -305,31 +270,7 @@ class ExpectedGradCAMCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a state that does not fit is told of, and the run starts afresh."""
-        self._run_state = self._new_run_state()  # nothing is left of an earlier training, whatever the state is like
+        # Nothing is left of an earlier training, whatever the state is like.
+        self._run_state = new_run_state(self._config)
         self._run_state.load_state_dict(state_dict)
         self._resumed = True
-
-    def _new_run_state(self) -> RunState:
-        """The record of a training that has yet to begin."""
-        config = self._config
-        return RunState(
-            Baselines(config.num_baselines, config.seed, config.baseline_samples),
-            OverheadBudget(config.max_overhead),
-            History(ProbeImages(torch.empty(0, 0, 0, 3, dtype=torch.uint8)), prefix=config.log_prefix, run=new_run()),
-        )
-
-    def _in_epochs(self, trainer: Trainer) -> bool:
-        """Whether this epoch is one of every n."""
-        return (
-            self._config.every_n_epochs is not None and (trainer.current_epoch + 1) % self._config.every_n_epochs == 0
-        )
-
-    def _epoch_follows(self, trainer: Trainer, last: bool) -> bool:
-        """Whether the snapshot of an epoch follows behind this batch, which is logged where others can monitor it."""
-        if self._session is None or not self._in_epochs(trainer):
-            return False
-        if not self._session.validates:
-            return last
-        loop = trainer.fit_loop
-        assert loop._data_fetcher is not None
-        return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))

@@ -231,7 +231,7 @@ class Baselines:
         size = probe.images.shape[2:]
         if images.shape[2:] == size:
             return images
-        if not getattr(self, "_said_size", False):
+        if not getattr(self, "_warned_size", False):
             self._warned_size = True
             rank_zero_warn(
                 f"Training images are {tuple(images.shape[2:])} and validation images {tuple(size)}: baselines are "

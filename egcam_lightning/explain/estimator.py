@@ -55,8 +55,8 @@ class ExpectedGradCAM:
             finds the usual ones.
         forward_fn: ``forward_fn(model, images, *additional_forward_args)`` to call the model; ``None`` for
             ``model(images, *additional_forward_args)``.
-        reshape_transform: from the layer's activation to ``(N, K, h, w)``, where its layout cannot be inferred. It is
-            given the images in the first dimension, also where the layer has them in the second, behind its tokens.
+        reshape_transform: from the layer's activation, its images first, to ``(N, K, h, w)``, where its layout cannot
+            be inferred.
         chunk_size: points that go through the model at once; ``None`` chooses by their size. Halved, for good, when
             memory runs out.
 
@@ -128,13 +128,13 @@ class ExpectedGradCAM:
 
     @property
     def layer(self) -> str | None:
-        """The resolved name of the target layer, once it has been looked for."""
+        """The name of the target layer, once known."""
         names = [part.layer for part in self._parts] or [self._found.split.name if self._found else None]
         return None if None in names else "+".join(str(name) for name in names)
 
     @property
     def grid(self) -> tuple[int, ...] | None:
-        """The grid of the maps, once it is known; of several layers the finest."""
+        """The grid of the maps, once known; of several layers the finest."""
         grids = [part.grid for part in self._parts] or [self._found.layout.grid if self._found else None]
         return max((g for g in grids if g is not None), key=lambda g: torch.Size(g).numel(), default=None)
 
@@ -149,7 +149,7 @@ class ExpectedGradCAM:
         return torch.cat([self._adapter(images[row], *rows_of(others, row)) for row in rows])
 
     def logits(self, output: Any) -> Any:
-        """The same, of what the model has returned already."""
+        """Those in what the model has returned."""
         return self._adapter.logits(output)
 
     def bind(self, images: Tensor, target: Tensor, *others: Any) -> Callable[[Tensor, Tensor, bool], Tensor]:
@@ -218,8 +218,7 @@ class ExpectedGradCAM:
     def is_fast(self, images: Tensor, *others: Any) -> bool:
         """Whether paths run between activations, so that a draw costs only the part of the network behind the layer.
 
-        That takes ``space="activation"`` and layers that are cuts of the network; otherwise each draw is a pass through
-        all of it.
+        That takes ``space="activation"`` and layers that are cuts of the network.
 
         Args:
             images: ``(n, C, H, W)``; the first four are used.

@@ -12,7 +12,13 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from egcam_lightning.metrics.functional.drift import centre_shift, rank_drift, ssim_drift, top_iou_drift
+from egcam_lightning.metrics.functional.drift import (
+    centre_shift,
+    rank_drift,
+    significant,
+    ssim_drift,
+    top_iou_drift,
+)
 
 
 class Explained(Protocol):
@@ -103,7 +109,7 @@ def is_significant(now: Explained, before: Explained | None) -> Tensor | None:
     Drift is significant where it exceeds :func:`floor_between`; one that is NaN never is.
     """
     floor = floor_between(now, before)
-    return None if floor is None or now.drift_previous is None else now.drift_previous > floor
+    return None if floor is None or now.drift_previous is None else significant(now.drift_previous, floor)
 
 
 def change_of(now: Explained, previous: Explained | None, reference: Explained | None) -> Change:
@@ -129,7 +135,7 @@ def change_of(now: Explained, previous: Explained | None, reference: Explained |
         values["drift/centre_shift"] = _mean(centre_shift(maps, before))
         floor = floor_between(now, previous)
         if floor is not None and previous.noise_floor is not None:
-            moved = since_previous > floor
+            moved = significant(since_previous, floor)
             values["drift/significant"] = _mean(moved[torch.isfinite(since_previous)].float())
     if previous is not None and not bool((now.prediction < 0).any()):
         values["prediction_changed"] = float((now.prediction != previous.prediction).float().mean())

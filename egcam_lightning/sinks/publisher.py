@@ -57,6 +57,11 @@ class Publisher:
         self._sinks: list[Sink] = []
 
     @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self._folder.path
+
+    @property
     def page(self) -> Path:
         """Where the timeline page is written."""
         return self._folder.path / "report.html"

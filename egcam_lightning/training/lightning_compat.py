@@ -103,3 +103,20 @@ def unheard(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
 
 def _nothing(*_: Any, **__: Any) -> None:
     """Log nothing."""
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether the Trainer validates behind the batch that ends now.
+
+    Asked of the loop itself, which alone knows of ``val_check_interval`` and of data without an end.
+    """
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+
+def print_in_progress_bar(trainer: Trainer, message: str) -> None:
+    """Print a line that leaves the progress bar whole, where there is one."""
+    bar = trainer.progress_bar_callback
+    if bar is not None and getattr(bar, "is_enabled", True):
+        bar.print(message)

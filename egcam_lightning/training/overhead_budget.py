@@ -51,6 +51,15 @@ class OverheadBudget:
             return False
         return True
 
+    @property
+    def explanation(self) -> str:
+        """Why snapshots are taken less often."""
+        return (
+            f"ExpectedGradCAMCallback takes snapshots less often, to stay within max_overhead={self.max_overhead:g} of "
+            "the fit's time. Metrics monitored by EarlyStopping keep their last value in between. Pass "
+            "max_overhead=None to take them all."
+        )
+
     def took(self, seconds: float) -> None:
         """Book a snapshot that took ``seconds``."""
         self._taken += 1

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from egcam_lightning.config import CallbackConfig
 from egcam_lightning.history.folder import run_of
+from egcam_lightning.history.history import History
+from egcam_lightning.sinks.publisher import Publisher
+from egcam_lightning.training.failsafe import Failsafe
 
 if TYPE_CHECKING:
     pass
@@ -61,3 +65,16 @@ def _root(trainer: Trainer, save_dir: str | None) -> tuple[Path, Path | None]:
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
         return root / str(logger.name) / version, root / str(logger.name) / version
     return Path(trainer.default_root_dir), None
+
+
+def make_publisher(trainer: Trainer, config: CallbackConfig, history: History, failsafe: Failsafe) -> Publisher:
+    """What shows the snapshots of a run: in its folder, and in the Trainer's loggers."""
+    return Publisher(
+        run_directory(trainer, config.save_dir, history.prefix, history.run),
+        trainer.loggers,
+        history.prefix,
+        failsafe,
+        alerts=config.alerts,
+        log_page_every=config.log_page_every,
+        colormap=config.colormap,
+    )

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from egcam_lightning.config import CallbackConfig
 from egcam_lightning.data.baselines import Baselines
 from egcam_lightning.data.probe import Probe
 from egcam_lightning.history.history import History
@@ -27,6 +29,16 @@ VERSION = 2  # in version 1 every snapshot had all of its maps' cells, and a run
 def new_run() -> str:
     """What a run is to be known by: no two have the same, whatever they are seeded with."""
     return secrets.token_hex(8)
+
+
+def new_run_state(config: CallbackConfig) -> RunState:
+    """The state of a run that has yet to begin."""
+    nothing = ProbeImages(torch.empty(0, 0, 0, 3, dtype=torch.uint8))
+    return RunState(
+        Baselines(config.num_baselines, config.seed, config.baseline_samples),
+        OverheadBudget(config.max_overhead),
+        History(nothing, prefix=config.log_prefix, run=new_run()),
+    )
 
 
 @dataclass(eq=False)

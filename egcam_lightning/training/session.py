@@ -5,42 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from egcam_lightning.config import CallbackConfig
 from egcam_lightning.data.batch import find_images, get
-from egcam_lightning.data.loaders import SampleReader
-from egcam_lightning.data.probe import Probe, build_probe, is_batch
-from egcam_lightning.data.targets import chosen_targets, known_targets
-from egcam_lightning.explain import ExpectedGradCAM
-from egcam_lightning.explain.chunking import is_out_of_memory
-from egcam_lightning.explain.isolation import isolated, uninitialised
+from egcam_lightning.data.probe import Probe
+from egcam_lightning.explain.isolation import uninitialised
 from egcam_lightning.history.records import Occasion
 from egcam_lightning.metrics.change import reference_of
-from egcam_lightning.metrics.registry import build_metrics, needs_masks
 from egcam_lightning.sinks.publisher import Publisher
 from egcam_lightning.training.failsafe import Failsafe
+from egcam_lightning.training.first_look import look_at_model, read_data
 from egcam_lightning.training.lightning_compat import (
     logger_step,
-    to_model,
-    unheard,
+    print_in_progress_bar,
     validation_data,
-    validation_source,
+    validation_follows,
 )
-from egcam_lightning.training.probe_display import probe_images
+from egcam_lightning.training.module_call import ModuleCall
+from egcam_lightning.training.monitors import Monitors
 from egcam_lightning.training.process_group import ProcessGroup
-from egcam_lightning.training.run_directory import run_directory
+from egcam_lightning.training.run_directory import make_publisher
 from egcam_lightning.training.run_state import RunState
 from egcam_lightning.training.scalars import log
-from egcam_lightning.training.snapshotter import Snapshotter, Taken
+from egcam_lightning.training.snapshotter import Snapshotter, Taken, warn_of
 
 _NOTICED_SECONDS = 1.5  # people wonder why nothing moves
 
@@ -55,10 +49,10 @@ class Session:
         run_state: what outlives the fit; snapshots are added to it.
         failsafe: where failures go that must not stop training.
         started: when the fit began, by :func:`time.perf_counter`.
+        monitors: who monitors what is logged.
 
     Raises:
-        ValueError: where the user's settings do not fit the model or the data.
-        MisconfigurationException: where the module cannot be called with images.
+        ValueError, MisconfigurationException: where the user's settings do not fit the model or the data.
 
     """
 
@@ -70,6 +64,7 @@ class Session:
         run_state: RunState,
         failsafe: Failsafe,
         started: float,
+        monitors: Monitors | None = None,
     ) -> None:
         self._trainer = trainer
         self._module = pl_module
@@ -78,7 +73,11 @@ class Session:
         self._failsafe = failsafe
         self._started = started
         self._process_group = ProcessGroup(trainer.strategy)
+        self._call = ModuleCall(trainer, pl_module, config)
+        self._monitors = monitors
         self._last_seconds = 0.0
+        self._last_global_step = trainer.global_step
+        self._awaits_batch = False  # whether this validation has yet to show its first batch
         self._waiting: Probe | None = None  # chosen, and not looked at yet
         self._snapshotter: Snapshotter | None = None
         self._output: Publisher | None = None
@@ -91,7 +90,7 @@ class Session:
                     "A process has no validation batches: ExpectedGradCAMCallback takes the snapshots of epochs at "
                     "their end."
                 )
-            probe, initial = (self._process_group.broadcast_known(found) for found in self._read_if_it_fits())
+            probe, initial = (self._process_group.broadcast_known(found) for found in self._read())
             endless = trainer.num_training_batches == float("inf")
             run_state.baselines.prepare(self._process_group, initial, endless=endless)
             if probe is not None:
@@ -147,16 +146,67 @@ class Session:
         with self._timed():
             self._failsafe.guard("choosing the images", begin)
 
-    def mark_pending(self) -> None:
-        """The snapshot of an epoch follows behind this batch; a checkpoint may be written in between."""
-        self._run_state.pending = self._trainer.current_epoch, logger_step(self._trainer, "step")
+    def start(self, *, at_start: bool) -> None:
+        """Take the snapshot before training, if asked to, or the one that a checkpoint still owes.
 
-    def take_pending(self) -> None:
-        """Take the snapshot that a checkpoint owes: Lightning resumes behind the validation that had yet to come."""
+        Lightning resumes behind the validation that had yet to come when the checkpoint was written.
+        """
+        if at_start:
+            self.snapshot("start")
         callbacks: list[Any] = getattr(self._trainer, "callbacks", [])
         averages = any(kind.__name__ == "WeightAveraging" for one in callbacks for kind in type(one).__mro__)
         if self._run_state.pending is not None and not averages:  # averaged weights are there in validation alone
             self.snapshot("epoch", self._run_state.pending)
+        if self._monitors is not None:
+            self._monitors.begin(self._module, self._run_state.history)
+
+    def batch_ended(self, batch_idx: int) -> None:
+        """Close the reservoir with the epoch; take a snapshot every so many steps."""
+        trainer = self._trainer
+        last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
+        if last:
+            self._run_state.baselines.end_epoch()
+        n, before, now = self._config.every_n_train_steps, self._last_global_step, trainer.global_step
+        self._last_global_step = now
+        if self._in_epochs and (validation_follows(trainer) if self.validates else last):
+            # The snapshot of the epoch follows behind this batch; a checkpoint may be written in between.
+            self._run_state.pending = trainer.current_epoch, logger_step(trainer, "step")
+        # Batches that only accumulate gradients make no step, and several optimizers make several at once.
+        elif n is not None and now // n > before // n:
+            self.snapshot("step")
+
+    def validation_began(self) -> None:
+        """Expect a batch."""
+        fits = self._trainer.state.fn == "fit" and not self._trainer.sanity_checking
+        self._awaits_batch = fits and self.validates
+
+    def validated(self, batch: Any) -> None:
+        """Once a validation, take the snapshot of the epoch; ``batch`` is ``None`` where this process has none."""
+        if not self._awaits_batch:
+            return
+        self._awaits_batch = False
+        self.begin_with(batch)
+        if self._in_epochs:
+            self._snapshot_of_epoch()
+
+    def epoch_ended(self) -> None:
+        """Take the epoch's snapshot where there is no validation."""
+        self._run_state.baselines.end_epoch()
+        if self._in_epochs and not self.validates:
+            self._snapshot_of_epoch()
+
+    def _snapshot_of_epoch(self) -> None:
+        """Take the snapshot of an epoch, for which others may wait."""
+        taken = self.snapshot("epoch")
+        if self._monitors is not None:
+            self._monitors.know(taken)
+            self._monitors.tell()
+
+    @property
+    def _in_epochs(self) -> bool:
+        """Whether this epoch is one of every n."""
+        n = self._config.every_n_epochs
+        return n is not None and (self._trainer.current_epoch + 1) % n == 0
 
     def snapshot(self, kind: str, pending: tuple[int, int] | None = None) -> set[str]:
         """Take a snapshot if one is due, show it, keep it and log it.
@@ -182,11 +232,7 @@ class Session:
         # The first process decides, since every one takes part or none.
         if kind != "start" and not self._process_group.broadcast(schedule.due(self.elapsed)):
             if schedule.interval > 1:
-                self._failsafe.inform(
-                    "ExpectedGradCAMCallback takes snapshots less often, to stay within max_overhead="
-                    f"{schedule.max_overhead:g} of the fit's time. Metrics monitored by EarlyStopping keep their last "
-                    "value in between. Pass max_overhead=None to take them all."
-                )
+                self._failsafe.inform(schedule.explanation)
             return set()
         self._announce_wait()
         begin = time.perf_counter()
@@ -218,10 +264,10 @@ class Session:
 
         The first snapshot has just been announced; how long one takes is known from the one before.
         """
-        bar, seconds = self._trainer.progress_bar_callback, self._last_seconds
-        if bar is not None and getattr(bar, "is_enabled", True) and seconds > _NOTICED_SECONDS:
-            message = f"Explaining {len(self._run_state.history.probe.images)} images ({seconds:.0f} s last time)"
-            self._failsafe.guard("the progress message", lambda: bar.print(message))
+        if self._last_seconds > _NOTICED_SECONDS:
+            count, seconds = len(self._run_state.history.probe.images), self._last_seconds
+            message = f"Explaining {count} images ({seconds:.0f} s last time)"
+            self._failsafe.guard("the progress message", lambda: print_in_progress_bar(self._trainer, message))
 
     def finish(self) -> None:
         """Show what there is a last time."""
@@ -238,40 +284,9 @@ class Session:
         finally:
             self._run_state.schedule.overhead_seconds += time.perf_counter() - begin
 
-    @contextmanager
-    def _looking(self) -> Iterator[None]:
-        """Look at the module: inside, what it logs reaches nobody; behind, it is as it was.
-
-        The copy of its weights that this takes fits where their gradients are in training.
-        """
-        module, seed = self._module, self._config.seed
-        with unheard(self._trainer, module), isolated(module, seed=seed, weights=True):
-            yield
-
     def _read(self) -> tuple[Probe | None, Tensor | None]:
-        """Read the images to explain and the first baselines, as far as the data can be indexed."""
-        trainer, module, config, guard = self._trainer, self._module, self._config, self._failsafe.guard
-        reader = SampleReader(trainer, module)
-        validation, training = (partial(to_model, trainer, module, validating=flag) for flag in (True, False))
-        loader = validation_source(trainer)
-        if loader is None:
-            loader = trainer.train_dataloader
-            if not is_batch(config.probe):
-                rank_zero_warn("There are no validation data: training images are explained instead.")
-        with self._looking():
-            probe = build_probe(reader, loader, config.probe, config.num_images, config.keys, validation, guard)
-            baselines = self._run_state.baselines
-            return probe, baselines.collect(reader, trainer.train_dataloader, config.keys.input_key, training, guard)
-
-    def _read_if_it_fits(self) -> tuple[Probe | None, Tensor | None]:
-        """The same, or nothing where memory does not suffice: the first batches that pass by will do."""
-        try:
-            return self._process_group.run_or_raise_everywhere(self._read)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._failsafe.report("reading images to explain", error)
-            return None, None
+        config, run_state, failsafe = self._config, self._run_state, self._failsafe
+        return read_data(self._trainer, self._module, config, run_state, failsafe, self._process_group, self._call)
 
     def _images(self, batch: Any) -> Tensor:
         images: Tensor = get(batch, find_images(batch, self._config.keys.input_key))
@@ -279,8 +294,7 @@ class Session:
 
     def _begin(self, probe: Probe) -> None:
         """Everything that can be wrong with the user's settings is found out here."""
-        config, module, run_state = self._config, self._module, self._run_state
-        lazy = uninitialised(module)
+        lazy = uninitialised(self._module)
         if lazy is not None:
             self._failsafe.inform(
                 f"ExpectedGradCAMCallback takes no snapshot before training, since {lazy!r} has no values until the "
@@ -288,82 +302,38 @@ class Session:
                 "`num_sanity_val_steps` above 0, to have it."
             )
             return
-        run_state.adopt(probe)
-        assert run_state.probe is not None
-        probe = run_state.probe
-        explainer = ExpectedGradCAM(module, **config.explainer.arguments(forward_fn=self._forward))
-        rows = torch.arange(min(len(probe), 4))
-        inputs = probe.inputs(rows, module.device)
-        with self._looking(), torch.no_grad():
-            output = explainer.logits(self._try(*inputs))
-            known = known_targets(config.target, probe.labels, len(probe), output, explainer.score)
-            explainer.score.check(output, known if known is None or known.ndim == 1 else known[: len(output)])
-            layer = explainer.find(*inputs)
-            fast = explainer.is_fast(*inputs)
-        if probe.targets is None and known is not None:
-            run_state.probe = probe = probe.with_targets(known)
-        metrics = build_metrics(config.metrics, masks=config.keys.masks_key is not None or probe.masks is not None)
-        if probe.masks is None and any(map(needs_masks, metrics.values())):
-            metrics = {key: metric for key, metric in metrics.items() if not needs_masks(metric)}
-            self._failsafe.warn(
-                "The checkpoint was written without `masks_key`, and its images, which are explained on, have no "
-                "masks: no metrics are taken that need them. Begin a new run to have them."
-            )
-        assert explainer.grid is not None
-        grid = explainer.grid
-        view = probe_images(self._trainer, module, probe, config.class_names, config.normalization)
-        run_state.show(view, layer, grid)
-        self._snapshotter = Snapshotter(explainer, metrics, self._process_group, module.device, config.seed)
-        self._find_output()
-        rank_zero_info(
-            f"ExpectedGradCAMCallback explains {len(probe)} images at layer {layer!r} (grid "
-            f"{'x'.join(map(str, grid))}), on paths between "
-            + ("its activations" if fast else "images, each draw a pass through the whole network")
-            + (f"; files in {self.run_dir}" if self.run_dir else "")
+        self._snapshotter, what = look_at_model(
+            self._trainer,
+            self._module,
+            self._config,
+            self._run_state,
+            self._failsafe,
+            self._process_group,
+            self._call,
+            probe,
         )
+        self._find_output()
+        files = f"; files in {self.run_dir}" if self.run_dir else ""
+        rank_zero_info(f"ExpectedGradCAMCallback explains {what}{files}")
 
     def _find_output(self) -> Publisher | None:
         """Where snapshots are shown: in the first process, and nowhere in a dry run, which leaves no files behind."""
         if self._output is None and self._process_group.rank == 0 and not getattr(self._trainer, "fast_dev_run", False):
 
             def find() -> Publisher:
-                history = self._run_state.history
-                self.run_dir = run_directory(self._trainer, self._config.save_dir, history.prefix, history.run)
-                self._run_state.look_in(self.run_dir)
-                return Publisher(
-                    self.run_dir,
-                    self._trainer.loggers,
-                    history.prefix,
-                    self._failsafe,
-                    alerts=self._config.alerts,
-                    log_page_every=self._config.log_page_every,
-                    colormap=self._config.colormap,
-                )
+                output = make_publisher(self._trainer, self._config, self._run_state.history, self._failsafe)
+                self.run_dir = output.folder
+                self._run_state.look_in(output.folder)
+                return output
 
             self._output = self._failsafe.guard("finding where files go", find)
         return self._output
-
-    def _try(self, images: Tensor, *others: Tensor) -> Any:
-        """What the module returns; where it cannot be called so, say what to write."""
-        try:
-            return self._forward(self._module, images, *others)
-        except (TypeError, NotImplementedError, AttributeError, LookupError, ValueError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise
-            # What torch says of shapes may as well be a fault of the moment: training goes on then.
-            of_torch = isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError)
-            raise (RuntimeError if of_torch else MisconfigurationException)(
-                f"Calling the module with images of shape {tuple(images.shape)} failed: {type(error).__name__}: "
-                f"{error}. Pass `input_key` where the images that it takes are others of the batch; `forward_fn`, such "
-                "as `lambda module, images: module.model(images)`, where it takes them in another way. Where it takes "
-                "more of the batch than the images, name it in `additional_keys`."
-            ) from error
 
     def _take(self, look: Snapshotter, when: Occasion) -> Taken | None:
         run_state, module = self._run_state, self._module
         assert run_state.probe is not None
         with ExitStack() as stack:
-            self._process_group.run_or_raise_everywhere(lambda: stack.enter_context(self._looking()))
+            self._process_group.run_or_raise_everywhere(lambda: stack.enter_context(self._call.isolated()))
             found = run_state.baselines.current(look.process_group, run_state.probe, module.device)
             if found is None:
                 self._failsafe.warn(
@@ -373,7 +343,7 @@ class Session:
                 return None
             baselines, generation = found
             if run_state.probe.targets is None and when.kind == "epoch":
-                run_state.probe = self._settle(run_state.probe, look)
+                run_state.probe = look.settle_targets(run_state.probe, self._config.target)
             snapshots = run_state.history.snapshots
             taken = look.take(
                 run_state.probe,
@@ -383,41 +353,5 @@ class Session:
                 previous=snapshots[-1] if snapshots else None,
                 reference=reference_of(snapshots, generation),
             )
-        for key, error in taken.failures.items():
-            self._failsafe.report(f"the metric {key!r}", error)
-        metrics = taken.snapshot.metrics
-        if "not_finite" in metrics:
-            share = metrics["not_finite"]
-            message = (
-                f"The model gives NaN or infinity: {share:.0%} of the explanations are not finite. Look at the loss, "
-                "and lower the learning rate or train in higher precision where it has diverged."
-            )
-            if self._failsafe.strict:
-                raise FloatingPointError(message)
-            self._failsafe.warn(message, kind="not finite")
-        elif metrics.get("degenerate") == 1:
-            self._failsafe.warn(
-                "No map has anything positive: every heatmap is empty. Where it stays so as training goes on, pass "
-                "another `target_layer`, or target='predicted'."
-            )
+        warn_of(taken, self._failsafe)
         return taken
-
-    def _settle(self, probe: Probe, look: Snapshotter) -> Probe:
-        """Settle the explained classes, from what the model says of the whole probe, for good."""
-        rows, _ = look.process_group.shard(len(probe))
-
-        def settle() -> Tensor:
-            with torch.no_grad():
-                output = look.explainer.forward(*probe.inputs(rows, look.device))
-            labels = None if probe.labels is None else probe.labels[rows].to(look.device)
-            return chosen_targets(self._config.target, labels, output, look.explainer.score)
-
-        return probe.with_targets(
-            look.process_group.gather(look.process_group.run_or_raise_everywhere(settle), len(probe))
-        )
-
-    def _forward(self, module: LightningModule, images: Tensor, *others: Any) -> Any:
-        """Call the module in the precision in which the validation loop does; all arithmetic around it is float32."""
-        forward_fn = self._config.explainer.forward_fn
-        with self._trainer.precision_plugin.forward_context():
-            return module(images, *others) if forward_fn is None else forward_fn(module, images, *others)

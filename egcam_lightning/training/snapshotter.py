@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from egcam_lightning.data.probe import Probe
+from egcam_lightning.data.targets import Target, chosen_targets
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.explain.captured import rows_of
 from egcam_lightning.explain.explanation import Explanation
@@ -21,6 +22,7 @@ from egcam_lightning.metrics import CompletenessGap, ExplanationConsensus
 from egcam_lightning.metrics import functional as F
 from egcam_lightning.metrics.change import change_of
 from egcam_lightning.metrics.evaluate import Evidence, evaluate
+from egcam_lightning.training.failsafe import Failsafe
 from egcam_lightning.training.process_group import ProcessGroup
 
 
@@ -99,6 +101,19 @@ class Snapshotter:
             drift_reference=change.drift_reference,
         )
         return Taken(snapshot, failures, seconds)
+
+    def settle_targets(self, probe: Probe, target: Target) -> Probe:
+        """Settle the explained classes, from what the model says of the whole probe, for good."""
+        rows, _ = self.process_group.shard(len(probe))
+
+        def settle() -> Tensor:
+            with torch.no_grad():
+                output = self.explainer.forward(*probe.inputs(rows, self.device))
+            labels = None if probe.labels is None else probe.labels[rows].to(self.device)
+            return chosen_targets(target, labels, output, self.explainer.score)
+
+        settled = self.process_group.run_or_raise_everywhere(settle)
+        return probe.with_targets(self.process_group.gather(settled, len(probe)))
 
     def _explain(
         self, probe: Probe, rows: Tensor, baselines: Tensor
@@ -191,6 +206,32 @@ class Snapshotter:
             return {}
         null = F.consensus_null(probe.masks, snapshot.target, tuple(snapshot.attribution.shape[1:]))
         return {} if null is None else {"consensus_null": float(null)}
+
+
+def warn_of(taken: Taken, failsafe: Failsafe) -> None:
+    """Say what went wrong in a snapshot that was taken.
+
+    Raises:
+        FloatingPointError: of maps that are not finite, where failures are to be raised.
+
+    """
+    for key, error in taken.failures.items():
+        failsafe.report(f"the metric {key!r}", error)
+    metrics = taken.snapshot.metrics
+    if "not_finite" in metrics:
+        share = metrics["not_finite"]
+        message = (
+            f"The model gives NaN or infinity: {share:.0%} of the explanations are not finite. Look at the loss, "
+            "and lower the learning rate or train in higher precision where it has diverged."
+        )
+        if failsafe.strict:
+            raise FloatingPointError(message)
+        failsafe.warn(message, kind="not finite")
+    elif metrics.get("degenerate") == 1:
+        failsafe.warn(
+            "No map has anything positive: every heatmap is empty. Where it stays so as training goes on, pass "
+            "another `target_layer`, or target='predicted'."
+        )
 
 
 def _in_type(images: Tensor, dtype: torch.dtype) -> Tensor:

@@ -230,3 +230,27 @@ def test_errors_that_are_not_about_memory_are_not_tried_again() -> None:
     model = LimitedMemory(4, RuntimeError("a mistake"))
     with pytest.raises(RuntimeError, match="a mistake"):
         ExpectedGradCAM(model, "model.features.4", num_samples=2)(images(9), images(4, seed=1), 1)
+
+
+class BypassedWhereBright(nn.Module):
+    """Takes a way round the layer with bright images alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layer(x).mean((2, 3))) + (x.mean((1, 2, 3)) - 0.6).relu()[:, None]
+
+
+@pytest.mark.parametrize("bright", [False, True])
+def test_what_is_announced_is_what_runs(bright: bool) -> None:
+    inputs = images(4) * torch.tensor([1.0, 0.9, 0.8, 1.8 if bright else 0.7]).view(-1, 1, 1, 1)
+    explainer = ExpectedGradCAM(seeded(BypassedWhereBright), "layer", num_samples=2)
+    announced = explainer.is_fast(inputs)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        explainer(inputs, images(2, seed=1), 1)
+    assert announced is not bright
+    assert any(NO_CUT in str(warning.message) for warning in caught) is bright

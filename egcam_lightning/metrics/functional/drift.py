@@ -22,7 +22,7 @@ def _settle(distance: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return where_finite(torch.where((a == b).all(1), 0.0, distance), first, second)
 
 
-def _process_group(values: Tensor) -> Tensor:
+def _ranks(values: Tensor) -> Tensor:
     """Average ranks ``(N, n)`` within each row, centred on 0."""
     ordered = values.sort(1).values
     values = values.contiguous()
@@ -54,7 +54,7 @@ def rank_drift(first: Tensor, second: Tensor) -> Tensor:
 
     """
     first, second = check_pair(first, second)
-    a, b = _process_group(first.flatten(1)), _process_group(second.flatten(1))
+    a, b = _ranks(first.flatten(1)), _ranks(second.flatten(1))
     norm = (a.square().sum(1) * b.square().sum(1)).sqrt().clamp(min=torch.finfo(a.dtype).tiny)
     return _settle((1 - (a * b).sum(1) / norm).clamp(0, 2), first, second)
 

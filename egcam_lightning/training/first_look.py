@@ -1,0 +1,111 @@
+"""The first look: at the data, for images and baselines, and at the model, for the layer. What is wrong shows here."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from egcam_lightning.config import CallbackConfig
+from egcam_lightning.data.loaders import SampleReader
+from egcam_lightning.data.probe import Probe, build_probe, is_batch
+from egcam_lightning.data.targets import known_targets
+from egcam_lightning.explain import ExpectedGradCAM
+from egcam_lightning.explain.chunking import is_out_of_memory
+from egcam_lightning.metrics.registry import build_metrics, needs_masks
+from egcam_lightning.training.failsafe import Failsafe
+from egcam_lightning.training.lightning_compat import to_model, validation_source
+from egcam_lightning.training.module_call import ModuleCall
+from egcam_lightning.training.probe_display import probe_images
+from egcam_lightning.training.process_group import ProcessGroup
+from egcam_lightning.training.run_state import RunState
+from egcam_lightning.training.snapshotter import Snapshotter
+
+
+def read_data(
+    trainer: Trainer,
+    module: LightningModule,
+    config: CallbackConfig,
+    run_state: RunState,
+    failsafe: Failsafe,
+    process_group: ProcessGroup,
+    call: ModuleCall,
+) -> tuple[Probe | None, Tensor | None]:
+    """Read the images to explain and the first baselines, as far as the data can be indexed and memory suffices.
+
+    Where they do not, the first batches that pass by will do.
+    """
+    reader = SampleReader(trainer, module)
+    validation, training = (partial(to_model, trainer, module, validating=flag) for flag in (True, False))
+    loader = validation_source(trainer)
+    if loader is None:
+        loader = trainer.train_dataloader
+        if not is_batch(config.probe):
+            rank_zero_warn("There are no validation data: training images are explained instead.")
+    guard, keys = failsafe.guard, config.keys
+
+    def read() -> tuple[Probe | None, Tensor | None]:
+        with call.isolated():
+            probe = build_probe(reader, loader, config.probe, config.num_images, keys, validation, guard)
+            return probe, run_state.baselines.collect(reader, trainer.train_dataloader, keys.input_key, training, guard)
+
+    try:
+        return process_group.run_or_raise_everywhere(read)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        failsafe.report("reading images to explain", error)
+        return None, None
+
+
+def look_at_model(
+    trainer: Trainer,
+    module: LightningModule,
+    config: CallbackConfig,
+    run_state: RunState,
+    failsafe: Failsafe,
+    process_group: ProcessGroup,
+    call: ModuleCall,
+    probe: Probe,
+) -> tuple[Snapshotter, str]:
+    """Find the layer for a probe, and settle the classes as far as they are known.
+
+    Returns:
+        What takes the snapshots, and a sentence's part that says of what.
+
+    Raises:
+        ValueError: where the user's settings do not fit the model or the data.
+        MisconfigurationException: where the module cannot be called with images.
+
+    """
+    run_state.adopt(probe)
+    assert run_state.probe is not None
+    probe = run_state.probe
+    explainer = ExpectedGradCAM(module, **config.explainer.arguments(forward_fn=call.forward))
+    inputs = probe.inputs(torch.arange(min(len(probe), 4)), module.device)
+    with call.isolated(), torch.no_grad():
+        output = explainer.logits(call.attempt(*inputs))
+        known = known_targets(config.target, probe.labels, len(probe), output, explainer.score)
+        explainer.score.check(output, known if known is None or known.ndim == 1 else known[: len(output)])
+        layer = explainer.find(*inputs)
+        fast = explainer.is_fast(*inputs)
+    if probe.targets is None and known is not None:
+        run_state.probe = probe = probe.with_targets(known)
+    metrics = build_metrics(config.metrics, masks=config.keys.masks_key is not None or probe.masks is not None)
+    if probe.masks is None and any(map(needs_masks, metrics.values())):
+        metrics = {key: metric for key, metric in metrics.items() if not needs_masks(metric)}
+        failsafe.warn(
+            "The checkpoint was written without `masks_key`, and its images, which are explained on, have no "
+            "masks: no metrics are taken that need them. Begin a new run to have them."
+        )
+    assert explainer.grid is not None
+    grid = explainer.grid
+    run_state.show(probe_images(trainer, module, probe, config.class_names, config.normalization), layer, grid)
+    snapshotter = Snapshotter(explainer, metrics, process_group, module.device, config.seed)
+    return snapshotter, (
+        f"{len(probe)} images at layer {layer!r} (grid {'x'.join(map(str, grid))}), on paths between "
+        + ("its activations" if fast else "images, each draw a pass through the whole network")
+    )

@@ -1,0 +1,63 @@
+"""How the user's module is called while it is looked at: as validation does, unheard, and left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from egcam_lightning.config import CallbackConfig
+from egcam_lightning.explain.chunking import is_out_of_memory
+from egcam_lightning.explain.isolation import isolated
+from egcam_lightning.training.lightning_compat import unheard
+
+
+class ModuleCall:
+    """Calls the module of a fit.
+
+    Args:
+        trainer: the Trainer.
+        module: its module.
+        config: what the user asked for.
+
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, config: CallbackConfig) -> None:
+        self._trainer = trainer
+        self._module = module
+        self._config = config
+
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Look at the module: inside, what it logs reaches nobody; behind, it is as it was.
+
+        The copy of its weights that this takes fits where their gradients are in training.
+        """
+        with unheard(self._trainer, self._module), isolated(self._module, seed=self._config.seed, weights=True):
+            yield
+
+    def forward(self, module: LightningModule, images: Tensor, *others: Any) -> Any:
+        """Call the module in the precision in which the validation loop does; all arithmetic around it is float32."""
+        forward_fn = self._config.explainer.forward_fn
+        with self._trainer.precision_plugin.forward_context():
+            return module(images, *others) if forward_fn is None else forward_fn(module, images, *others)
+
+    def attempt(self, images: Tensor, *others: Tensor) -> Any:
+        """What the module returns; where it cannot be called so, say what to write."""
+        try:
+            return self.forward(self._module, images, *others)
+        except (TypeError, NotImplementedError, AttributeError, LookupError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            # What torch says of shapes may as well be a fault of the moment: training goes on then.
+            of_torch = isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError)
+            raise (RuntimeError if of_torch else MisconfigurationException)(
+                f"Calling the module with images of shape {tuple(images.shape)} failed: {type(error).__name__}: "
+                f"{error}. Pass `input_key` where the images that it takes are others of the batch; `forward_fn`, such "
+                "as `lambda module, images: module.model(images)`, where it takes them in another way. Where it takes "
+                "more of the batch than the images, name it in `additional_keys`."
+            ) from error
