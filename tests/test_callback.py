@@ -17,11 +17,11 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from wandb_reader import finished_records, history_rows
 
 import egcam_lightning.training.session
 from egcam_lightning import ExpectedGradCAMCallback, History
 from egcam_lightning.sinks import register_sink
+from tests.support.wandb_reader import finished_records, history_rows
 
 
 class Quadrants(Dataset):

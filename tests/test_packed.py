@@ -14,7 +14,7 @@ from egcam_lightning.history.folder import RunFolder
 from egcam_lightning.history.history import History
 from egcam_lightning.history.packed import PackedSnapshots
 from egcam_lightning.history.records import ProbeImages, Snapshot
-from tests.contract.helpers import memory_of
+from tests.support.fingerprints import memory_of
 
 GRIDS = [(7, 7), (64, 64), (256, 256)]
 N = 16

@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from egcam_lightning.data.batch import IMAGE_KEYS, LABEL_KEYS
-from tests.contract.helpers import fit, make_callback
+from tests.support.fits import fit, make_callback
 
 CLASSES = 3
 COUNT = 8  # images of the validation data, of which every second is explained

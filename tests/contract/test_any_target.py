@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similar
 from torch.utils.data import DataLoader, TensorDataset
 
 from egcam_lightning.explain.scores import RegionScore
-from tests.contract.helpers import fit, make_callback
+from tests.support.fits import fit, make_callback
 
 CLASSES = 4
 COUNT = 8

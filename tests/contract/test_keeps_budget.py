@@ -15,7 +15,7 @@ from torchmetrics import Metric
 
 import egcam_lightning.training.session
 from egcam_lightning import ExpectedGradCAMCallback
-from tests.contract.helpers import Net, fit, make_callback
+from tests.support.fits import Net, fit, make_callback
 
 
 class Slow(Metric):

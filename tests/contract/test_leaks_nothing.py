@@ -16,7 +16,9 @@ from torch import nn
 from egcam_lightning.history.codec import round_maps
 from egcam_lightning.history.packed import PackedSnapshots
 from egcam_lightning.history.records import Snapshot
-from tests.contract.helpers import Net, fit, images, make_callback, memory_of, train_loader, val_loader
+from tests.support.fingerprints import memory_of
+from tests.support.fits import Net, fit, make_callback, train_loader, val_loader
+from tests.support.pictures import squares
 
 
 class Gauges(Callback):
@@ -56,8 +58,8 @@ class SevenBySeven(Net):
 def run(tmp_path, epochs, **arguments):
     callback, gauges = make_callback(**arguments), Gauges()
     fit(
-        tmp_path, callback, gauges, net=SevenBySeven(), max_epochs=epochs, train=train_loader(images(8)),
-        val=val_loader(images(16, seed=1), batch_size=16), logger=False,
+        tmp_path, callback, gauges, net=SevenBySeven(), max_epochs=epochs, train=train_loader(squares(8)),
+        val=val_loader(squares(16, seed=1), batch_size=16), logger=False,
     )  # fmt: skip
     assert len(callback.history) == 1 + epochs
     return callback, gauges.readings

@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_networks import Block, seeded
 
 from egcam_lightning.explain import Draws, ExpectedGradCAM, Perturbation
+from tests.support.networks import Block, seeded
 
 SIDE = 224
 CENTRES = [(56, 56), (56, 168), (168, 56), (168, 168)]  # the middle of each quadrant, row by row

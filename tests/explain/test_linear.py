@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
-from toy_networks import CLASSES, images, seeded
 
 import egcam_lightning.explain.path_gradients
 from egcam_lightning import ExpectedGradCAM, Perturbation
 from egcam_lightning.explain.linearity import is_linear
 from egcam_lightning.explain.split_model import SplitModel
+from tests.support.networks import CLASSES, seeded
+from tests.support.pictures import images
 
 WEIGHT = nn.Parameter(torch.randn(CLASSES, 8, generator=torch.Generator().manual_seed(3)))
 

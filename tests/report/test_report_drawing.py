@@ -12,9 +12,8 @@ from torch.nn.functional import interpolate
 
 from egcam_lightning.history.history import History
 from egcam_lightning.history.records import ProbeImages, Snapshot
-
-from .page_actions import choose, go, pixels, tiles
-from .synthetic_history import make_history
+from tests.report.page_actions import choose, go, pixels, tiles
+from tests.support.snapshots import make_history
 
 
 def test_the_slider_moves_the_maps_of_all_rows(show, history):

@@ -17,8 +17,7 @@ from egcam_lightning.pictures.volumes import take_slices
 from egcam_lightning.report import build_report
 from egcam_lightning.report.payload import build_payload
 from egcam_lightning.report.summary import mean_map, place
-
-from .page_actions import choose, go, pixels, settle, tiles
+from tests.report.page_actions import choose, go, pixels, settle, tiles
 
 DEPTH, SIZE = 8, (48, 64)
 
