@@ -1,4 +1,4 @@
-"""Clause 1, it changes nothing: a fit with the callback and one without it are the same, bit for bit, at every step."""
+"""It changes nothing: a fit with the callback and one without it are the same, bit for bit, at every step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seventh clause of the contract: weights, transfers and precision are those of the validation loop."""
+"""It explains what is validated: weights, transfers and precision are those of the validation loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The third clause of the contract: snapshots keep to their share of the fit's time, and say truly what it is."""
+"""It keeps its budget: snapshots keep to their share of the fit's time, and say truly what it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fifth clause of the contract: whatever the number of snapshots, nothing piles up but a history of 4 kB each."""
+"""It leaks nothing: whatever the number of snapshots, nothing piles up but a history of 4 kB each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sixth clause of the contract: several processes look as one does, and never wait for each other in vain."""
+"""It scales: several processes look as one does, and never wait for each other in vain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The second clause of the contract: whatever fails in the callback, training ends as if nothing had happened."""
+"""It stops nothing: whatever fails in the callback, training ends as if nothing had happened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fourth clause of the contract: a run that is killed goes on as the run that never was."""
+"""It survives: a run that is killed goes on as the run that never was."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +57,52 @@ class Net(LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), 0.05, momentum=0.9)
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)}
+
+
+class PooledNet(LightningModule):
+    """Two convolutions, global average pooling and a linear layer: its maps are complete.
+
+    Args:
+        channels: of an image.
+        find: from a batch to the images and labels that the training itself uses.
+        prepare: what the model does to images first.
+        loss: from what it returns and the labels to a loss.
+        classes: outputs of the linear layer.
+        lr: the learning rate.
+
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        find: Callable[[Any], tuple[Any, Any]] | None = None,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+        loss: Callable[..., Tensor] = cross_entropy,
+        classes: int = 3,
+        lr: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()
+        )
+        self.head = nn.Linear(6, classes)
+        self.find = find or (lambda batch: (batch[0], batch[1]))
+        self.prepare = prepare or (lambda x: x)
+        self.loss, self.lr = loss, lr
+
+    def forward(self, images: Tensor) -> Any:
+        return self.head(self.features(self.prepare(images)).mean((2, 3)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = self.find(batch)
+        return self.loss(self(images), labels)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        images, labels = self.find(batch)
+        self.log("val_loss", self.loss(self(images), labels), batch_size=len(images))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), self.lr)
 
 
 def make_callback(**kwargs: Any) -> ExpectedGradCAMCallback:
