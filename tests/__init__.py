@@ -1,1 +1,1 @@
-"""A package, so that its conftest.py has a name of its own beside those of the folders below."""
+"""Packages, so that test files and conftest.py of different rooms may have the same name."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,14 +11,15 @@ from types import ModuleType
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 
-from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback, Explanation
+from egcam_lightning import ExpectedGradCAM, Explanation
 from egcam_lightning.metrics.functional import noise_floor, rank_drift, significant
+from tests.support.fits import make_callback, make_trainer
 
 EXAMPLES = str(Path(__file__).parents[1] / "examples")
 NUM_BASELINES = 32
@@ -117,21 +117,8 @@ def snapshots_of(network: nn.Module, lr: float, tmp_path: Path) -> list:
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(32, 3, 64, 64, generator=generator), torch.arange(32) % 10
     loader = DataLoader(TensorDataset(images, labels), 8)
-    callback = ExpectedGradCAMCallback(
-        num_images=6, num_baselines=8, num_samples=8, metrics=(), max_overhead=None, strict=True, save_dir=str(tmp_path)
-    )
-    trainer = Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        callbacks=[callback],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        trainer.fit(Frozen(network, lr), loader, loader)
+    callback = make_callback(num_images=6, num_baselines=8, num_samples=8, save_dir=str(tmp_path))
+    make_trainer(tmp_path, callback, max_epochs=3, logger=False).fit(Frozen(network, lr), loader, loader)
     return [snapshot for snapshot in callback.history.snapshots if snapshot.when == "epoch"]
 
 

@@ -11,21 +11,22 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from wandb_reader import finished_records, history_rows
 
 import egcam_lightning.training.session
 from egcam_lightning import ExpectedGradCAMCallback, History
 from egcam_lightning.sinks import register_sink
+from tests.support import fits
+from tests.support.wandb_reader import finished_records, history_rows
 
 
 class Quadrants(Dataset):
-    """Noise with a bright square in the quadrant of its class, and the square's mask."""
+    """Noise with a bright square in the quadrant of its class, and, which no other data have, the square's mask."""
 
     classes = ("top left", "top right", "bottom left", "bottom right")
 
@@ -48,6 +49,8 @@ class Quadrants(Dataset):
 
 
 class Net(LightningModule):
+    """A network of its own, because it takes mappings of larger images, and learns them well in a few epochs."""
+
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
@@ -73,27 +76,12 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.05, momentum=0.9)
 
 
-def fit(tmp_path, *callbacks, epochs=3, net=None, train=None, val=None, logger=None, progress=False, **kwargs):
+def fit(tmp_path, *callbacks, epochs=3, net=None, val=None, progress=False, **kwargs):
     seed_everything(0, verbose=False)
-    net = net or Net()
-    trainer = Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        logger=CSVLogger(tmp_path) if logger is None else logger,
-        default_root_dir=tmp_path,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        log_every_n_steps=1,
-        **kwargs,
-    )
-    train = train or DataLoader(Quadrants(128, 0), 32, shuffle=True)
-    val = val or DataLoader(Quadrants(32, 1), 16)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        trainer.fit(net, train, val)
-    return trainer, net
+    return fits.fit(
+        tmp_path, *callbacks, net=net or Net(), train=DataLoader(Quadrants(128, 0), 32, shuffle=True),
+        val=val or DataLoader(Quadrants(32, 1), 16), max_epochs=epochs, enable_progress_bar=progress, **kwargs,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from torch.utils.data import TensorDataset
 import egcam_lightning
 from egcam_lightning.metrics.registry import METRICS
 from egcam_lightning.training.snapshotter import _describe
-from tests.contract.helpers import fit, images, make_callback, train_loader, val_loader
+from tests.support.fits import fit, make_callback, train_loader, val_loader
+from tests.support.pictures import squares
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,7 +40,7 @@ def test_the_version_is_that_of_the_metadata():
 
 def test_the_readme_names_every_key_that_the_callback_may_log_and_no_other(tmp_path):
     """Those that a fit with all metrics logs, and those that a snapshot may have besides."""
-    masked = [TensorDataset(*data.tensors, data.tensors[0][:, 0] > 1) for data in (images(32), images(16, seed=1))]
+    masked = [TensorDataset(*data.tensors, data.tensors[0][:, 0] > 1) for data in (squares(32), squares(16, seed=1))]
     callback = make_callback(num_samples=8, metrics=tuple(METRICS), masks_key=2)
     trainer, _ = fit(tmp_path, callback, train=train_loader(masked[0]), val=val_loader(masked[1]))
     header = Path(trainer.logger.log_dir, "metrics.csv").read_text().splitlines()[0].split(",")

@@ -190,7 +190,7 @@ class Session:
             self._snapshot_of_epoch()
 
     def epoch_ended(self) -> None:
-        """Take the epoch's snapshot where there is no validation."""
+        """Take the snapshot where nothing validates."""
         self._run_state.baselines.end_epoch()
         if self._in_epochs and not self.validates:
             self._snapshot_of_epoch()

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from scenes import in_place, placement
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from egcam_lightning import ExpectedGradCAM
+from tests.support.scenes import in_place, placement
 
 
 def scenes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from scenes import in_place, patched
 from torch import Tensor
-from zoo import ARCHITECTURES, Architecture, make
 
 from egcam_lightning import ExpectedGradCAM, Explanation
 from egcam_lightning.explain.split_model import SplitModel, host_image_like
+from tests.architectures.zoo import ARCHITECTURES, Architecture, make
+from tests.support.scenes import in_place, patched
 
 NAMES = [name if a.cheap else pytest.param(name, marks=pytest.mark.slow) for name, a in ARCHITECTURES.items()]
 

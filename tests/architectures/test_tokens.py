@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from scenes import in_place, patched
 from timm.models import SwinTransformer, VisionTransformer, VisionTransformerDistilled
 from torch import Tensor, nn
 
 from egcam_lightning import ExpectedGradCAM
+from tests.support.scenes import in_place, patched
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ import egcam_lightning.pictures.pixels
 from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback, History
 from egcam_lightning.pictures.draw import draw
 from egcam_lightning.report.payload import build_payload
+from tests.support.fits import make_callback, make_trainer
 
 SIZE = (16, 24, 32)
 
@@ -106,6 +107,8 @@ class Blobs(Dataset):
 
 
 class Net(LightningModule):
+    """A network of its own, because it takes volumes."""
+
     def __init__(self) -> None:
         super().__init__()
         # The depth is kept until the last layer, which alone can tell the classes apart.
@@ -128,17 +131,11 @@ class Net(LightningModule):
 
 
 def fit(root: Path, epochs: int, **options: Any) -> ExpectedGradCAMCallback:
-    callback = ExpectedGradCAMCallback(
-        num_images=8, num_samples=8, num_baselines=8, masks_key="mask", max_overhead=None, strict=True
-    )
+    callback = make_callback(num_images=8, num_samples=8, num_baselines=8, masks_key="mask", metrics="default")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers")
         torch.manual_seed(0)
-        trainer = Trainer(
-            max_epochs=epochs, accelerator="cpu", callbacks=[callback], default_root_dir=root,
-            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=1,
-            **options,
-        )  # fmt: skip
+        trainer = make_trainer(root, callback, max_epochs=epochs, **options)
         resume = root / "last.ckpt"
         data = DataLoader(Blobs(64, 0), 8), DataLoader(Blobs(16, 1), 8)
         trainer.fit(Net(), *data, ckpt_path=resume if resume.exists() else None)

@@ -6,7 +6,8 @@ import platform
 
 import pytest
 import torch
-from measure import Table, device
+
+from tests.benchmarks.measure import Table, device
 
 TABLE = Table()
 

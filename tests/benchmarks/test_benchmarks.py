@@ -15,13 +15,13 @@ import pytest
 import torch
 import torchvision
 from captum.attr import LayerGradientShap
-from measure import RUNS, added_memory, device, in_turn, seconds
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from egcam_lightning import BaselineReservoir, ExpectedGradCAM, Perturbation
 from egcam_lightning.data.batch import find_images, get
 from egcam_lightning.explain.chunking import images_at_once
+from tests.benchmarks.measure import RUNS, added_memory, device, in_turn, seconds
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 

@@ -1,20 +1,19 @@
-"""The sixth wish, batches: whatever shape a batch has, its images are found, explained and shown with their labels."""
+"""Any batch: whatever shape a batch has, its images are found, explained and shown with their labels."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from egcam_lightning.data.batch import IMAGE_KEYS, LABEL_KEYS
-from tests.contract.helpers import fit, make_callback
+from tests.support.fits import PooledNet as Net
+from tests.support.fits import fit, make_callback
 
 CLASSES = 3
 COUNT = 8  # images of the validation data, of which every second is explained
@@ -43,40 +42,6 @@ class Stream(IterableDataset):
 
     def __iter__(self):
         return iter([self.data[i] for i in range(len(self.data))])
-
-
-class Net(LightningModule):
-    """One convolution, global average pooling and a linear layer: its maps are complete.
-
-    Args:
-        find: from a batch to the images and labels that the training itself uses.
-        prepare: what the model does to images first.
-
-    """
-
-    def __init__(self, channels: int = 3, find: Any = None, prepare: Any = None, loss: Any = cross_entropy) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(channels, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()
-        )
-        self.head = nn.Linear(6, CLASSES)
-        self.find = find or (lambda batch: (batch[0], batch[1]))
-        self.prepare = prepare or (lambda x: x)
-        self.loss = loss
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(self.prepare(images)).mean((2, 3)))
-
-    def training_step(self, batch: Any, _: int) -> Tensor:
-        images, labels = self.find(batch)
-        return self.loss(self(images), labels)
-
-    def validation_step(self, batch: Any, _: int) -> None:
-        images, labels = self.find(batch)
-        self.log("val_loss", self.loss(self(images), labels), batch_size=len(images))
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 0.05)
 
 
 def run(tmp_path, net, form=None, train=None, val=None, trainer=None, **arguments):

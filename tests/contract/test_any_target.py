@@ -1,4 +1,4 @@
-"""The sixth wish, targets: whatever a model computes, the callback explains what it was asked to."""
+"""Any target: whatever a model computes, the callback explains what it was asked to."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from egcam_lightning.explain.scores import RegionScore
-from tests.contract.helpers import fit, make_callback
+from tests.support.fits import PooledNet, fit, make_callback
 
 CLASSES = 4
 COUNT = 8
@@ -29,8 +28,8 @@ def pictures(seed: int = 0) -> Tensor:
     return (torch.rand(COUNT, 3, *SIZE, generator=generator) + LABELS.view(-1, 1, 1, 1) / 4).half().float()
 
 
-class Net(LightningModule):
-    """Convolutions, global average pooling and linear heads: its maps are complete.
+class Net(PooledNet):
+    """A network of its own, because it returns whatever a test asks for, of its pooled features or of their grid.
 
     Args:
         after: from the module to what its forward returns, given the pooled features and the grid of features.
@@ -40,26 +39,14 @@ class Net(LightningModule):
     """
 
     def __init__(self, after: Any = None, loss: Any = cross_entropy, outputs: int = CLASSES) -> None:
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())
-        self.head = nn.Linear(6, outputs)
+        super().__init__(loss=loss, classes=outputs, lr=0.1)
         self.other = nn.Linear(6, 2)
         self.dense = nn.Conv2d(6, CLASSES, 1)
         self.after = after or (lambda net, pooled, grid: net.head(pooled))
-        self.loss = loss
 
     def forward(self, images: Tensor) -> Any:
         grid = self.features(images)
         return self.after(self, grid.mean((2, 3)), grid)
-
-    def training_step(self, batch: Any, _: int) -> Tensor:
-        return self.loss(self(batch[0]), batch[1])
-
-    def validation_step(self, batch: Any, _: int) -> None:
-        self.log("val_loss", self.loss(self(batch[0]), batch[1]))
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 0.1)
 
 
 def run(tmp_path, net, labels=LABELS, epochs=1, **arguments):

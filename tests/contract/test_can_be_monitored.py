@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from egcam_lightning import ExpectedGradCAMCallback
 from egcam_lightning.metrics import Infidelity
 from egcam_lightning.training.snapshotter import Snapshotter
-from tests.contract.faulty import Flaky, at, heard
-from tests.contract.helpers import Net, fingerprint, fit, make_callback, train_loader
-from tests.contract.parallel import fit_in_two
+from tests.support.faulty import Flaky, at, heard
+from tests.support.fingerprints import fingerprint
+from tests.support.fits import Net, fit, make_callback, train_loader
+from tests.support.parallel import fit_in_two
 
 EPOCHS = 4
 

@@ -1,4 +1,4 @@
-"""Clause 1, it changes nothing: a fit with the callback and one without it are the same, bit for bit, at every step."""
+"""It changes nothing: a fit with the callback and one without it are the same, bit for bit, at every step."""
 
 from __future__ import annotations
 
@@ -14,17 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contract.helpers import (
-    Net,
-    Recorder,
-    assert_same_training,
-    fit,
-    images,
-    make_callback,
-    make_trainer,
-    train_loader,
-    val_loader,
-)
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
@@ -35,6 +24,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset, Sampler, Subset, SubsetRandomSampler
 from torchmetrics import CatMetric, MeanMetric
+
+from tests.support.fingerprints import Recorder, assert_same_training
+from tests.support.fits import Net, fit, make_callback, make_trainer, train_loader, val_loader
+from tests.support.pictures import squares
 
 
 @dataclass(frozen=True)
@@ -293,7 +286,7 @@ class DrawsItsValidationData(Net):
     def val_dataloader(self):
         order = torch.randperm(16)
         random.random(), np.random.rand()  # noqa: NPY002
-        return val_loader(Subset(images(16, seed=1), order.tolist()))
+        return val_loader(Subset(squares(16, seed=1), order.tolist()))
 
 
 class TwoOptimizers(Net):
@@ -369,7 +362,7 @@ class AugmentedByGlobals(Dataset):
     """Samples that are flipped, shifted and noised by the three global generators."""
 
     def __init__(self, count: int, seed: int) -> None:
-        self.data = images(count, seed)
+        self.data = squares(count, seed)
 
     def __len__(self):
         return len(self.data)
@@ -384,8 +377,8 @@ class OpensItsFile(Dataset):
     """Raw samples behind a handle that the first one opens, so that each worker has its own."""
 
     def __init__(self, path: Path, count: int, seed: int) -> None:
-        self.path, self.labels, self.file = path, images(count, seed).tensors[1], None
-        path.write_bytes(images(count, seed).tensors[0].numpy().tobytes())
+        self.path, self.labels, self.file = path, squares(count, seed).tensors[1], None
+        path.write_bytes(squares(count, seed).tensors[0].numpy().tobytes())
 
     def __len__(self):
         return len(self.labels)
@@ -405,7 +398,7 @@ class OpensItsZip(OpensItsFile):
     def __init__(self, path: Path, count: int, seed: int) -> None:
         super().__init__(path, count, seed)
         with zipfile.ZipFile(path, "w") as archive:
-            for index, (picture, _) in enumerate(images(count, seed)):
+            for index, (picture, _) in enumerate(squares(count, seed)):
                 archive.writestr(str(index), picture.numpy().tobytes())
 
     def __getitem__(self, index):
@@ -418,7 +411,7 @@ class DrawsFromItsOwn(Dataset):
     """Noised by generators that the data set holds."""
 
     def __init__(self, count: int, seed: int) -> None:
-        self.data = images(count, seed)
+        self.data = squares(count, seed)
         self.numpy, self.python, self.torch = np.random.default_rng(0), random.Random(0), torch.Generator()
 
     def __len__(self):
@@ -525,7 +518,7 @@ CASES = {
     "every_n_train_steps and validation inside accumulation windows": Case(
         trainer={"accumulate_grad_batches": 3, "val_check_interval": 4},
         callback={"every_n_train_steps": 1},
-        train=lambda: train_loader(images(56)),
+        train=lambda: train_loader(squares(56)),
         when=((0, "start"), *((n, kind) for n in (0, 1) for kind in ("step", "epoch", "step", "step"))),
     ),
     "no validation": Case(

@@ -8,13 +8,13 @@ import warnings
 import pytest
 import torch
 import yaml
-from contract.helpers import Net, train_loader, val_loader
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningCLI
 from torch.nn.functional import relu
 
 from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback, History, Perturbation
 from egcam_lightning.metrics import Infidelity
+from tests.support.fits import Net, train_loader, val_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*LightningCLI's args parameter.*")
 

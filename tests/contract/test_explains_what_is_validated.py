@@ -1,4 +1,4 @@
-"""The seventh clause of the contract: weights, transfers and precision are those of the validation loop."""
+"""It explains what is validated: weights, transfers and precision are those of the validation loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from egcam_lightning import ExpectedGradCAM
 from egcam_lightning.history.codec import round_maps
-from tests.contract.helpers import Net, fit, images, make_callback, train_loader, val_loader
+from tests.support.fits import Net, fit, make_callback, train_loader, val_loader
+from tests.support.pictures import squares
 
 
 class Witness(Callback):
@@ -41,13 +42,13 @@ def test_averaged_weights_are_explained_whatever_the_order_of_the_callbacks(tmp_
     callback, witness = make_callback(), Witness()
     average = averaging() if averaging is WeightAveraging else EMAWeightAveraging(decay=0.5)
     order = [average, callback] if first else [callback, average]
-    fit(tmp_path, *order, witness, max_epochs=3, val=val_loader(images(16, seed=1)))
+    fit(tmp_path, *order, witness, max_epochs=3, val=val_loader(squares(16, seed=1)))
     for epoch in range(3):
         snapshot = next(s for s in callback.history if s.epoch == epoch and s.when == "epoch")
-        expected = scores(witness.weights[epoch], images(16, seed=1), [0, 4, 8, 12])
+        expected = scores(witness.weights[epoch], squares(16, seed=1), [0, 4, 8, 12])
         assert torch.allclose(snapshot.score, expected, atol=1e-6)
     # and these are not the weights of the training
-    differs = [not torch.equal(callback.history[-1].score, scores(weights, images(16, seed=1), [0, 4, 8, 12]))
+    differs = [not torch.equal(callback.history[-1].score, scores(weights, squares(16, seed=1), [0, 4, 8, 12]))
                for epoch, weights in witness.weights.items() if epoch < 2]  # fmt: skip
     assert all(differs)
 
@@ -109,7 +110,7 @@ def test_the_probe_passes_the_transfers_of_validation_and_the_baselines_those_of
 
 
 def test_a_probe_of_the_users_own_passes_the_transfers_of_validation_too(tmp_path):
-    pictures, labels = images(4, seed=3).tensors
+    pictures, labels = squares(4, seed=3).tensors
     callback = make_callback(probe=(pictures, labels))
     fit(tmp_path, callback, net=Transferring(), max_epochs=1)
     assert torch.equal(callback._run_state.probe.images, ((pictures - 0.25) * 2).half())
@@ -118,7 +119,7 @@ def test_a_probe_of_the_users_own_passes_the_transfers_of_validation_too(tmp_pat
 def test_data_without_indices_give_the_first_batch_as_validation_saw_it(tmp_path):
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
-            return iter(images(16, seed=1))
+            return iter(squares(16, seed=1))
 
     callback = make_callback()
     _, net = fit(tmp_path, callback, net=Transferring(), val=DataLoader(Stream(), 8), max_epochs=1)
@@ -132,7 +133,7 @@ def test_data_without_indices_give_the_first_batch_as_validation_saw_it(tmp_path
 def trained(tmp_path_factory):
     """The weights of a network that has learnt something."""
     seed_everything(0, verbose=False)
-    _, net = fit(tmp_path_factory.mktemp("trained"), net=Net(), max_epochs=8, train=train_loader(images(128)))
+    _, net = fit(tmp_path_factory.mktemp("trained"), net=Net(), max_epochs=8, train=train_loader(squares(128)))
     return net.state_dict()
 
 

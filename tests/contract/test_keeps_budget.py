@@ -1,4 +1,4 @@
-"""The third clause of the contract: snapshots keep to their share of the fit's time, and say truly what it is."""
+"""It keeps its budget: snapshots keep to their share of the fit's time, and say truly what it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchmetrics import Metric
 
 import egcam_lightning.training.session
 from egcam_lightning import ExpectedGradCAMCallback
-from tests.contract.helpers import Net, fit, make_callback
+from tests.support.fits import Net, fit, make_callback
 
 
 class Slow(Metric):

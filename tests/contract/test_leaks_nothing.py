@@ -1,4 +1,4 @@
-"""The fifth clause of the contract: whatever the number of snapshots, nothing piles up but a history of 4 kB each."""
+"""It leaks nothing: whatever the number of snapshots, nothing piles up but a history of 4 kB each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from egcam_lightning.history.codec import round_maps
 from egcam_lightning.history.packed import PackedSnapshots
-from egcam_lightning.history.records import Snapshot
-from tests.contract.helpers import Net, fit, images, make_callback, memory_of, train_loader, val_loader
+from tests.support.fingerprints import memory_of
+from tests.support.fits import Net, fit, make_callback, train_loader, val_loader
+from tests.support.pictures import squares
+from tests.support.snapshots import random_snapshot
 
 
 class Gauges(Callback):
@@ -56,8 +57,8 @@ class SevenBySeven(Net):
 def run(tmp_path, epochs, **arguments):
     callback, gauges = make_callback(**arguments), Gauges()
     fit(
-        tmp_path, callback, gauges, net=SevenBySeven(), max_epochs=epochs, train=train_loader(images(8)),
-        val=val_loader(images(16, seed=1), batch_size=16), logger=False,
+        tmp_path, callback, gauges, net=SevenBySeven(), max_epochs=epochs, train=train_loader(squares(8)),
+        val=val_loader(squares(16, seed=1), batch_size=16), logger=False,
     )  # fmt: skip
     assert len(callback.history) == 1 + epochs
     return callback, gauges.readings
@@ -93,11 +94,8 @@ def test_a_thousand_snapshots_with_all_metrics_take_4_kb_each(tmp_path, page_at_
 
 def test_the_history_in_memory_is_packed():
     def snapshot(step):
-        per_image = [torch.rand(16) for _ in range(7)]
-        maps = round_maps(torch.randn(16, 7, 7))
-        classes = torch.randint(0, 1000, (2, 16))
         metrics = {f"metric {index}": float(torch.rand(1)) for index in range(25)}
-        return Snapshot(0, step, "epoch", "layer4", 1, maps, *classes, *per_image, metrics)
+        return random_snapshot(0, step, 16, (7, 7), metrics=metrics)
 
     packed, first = PackedSnapshots(), snapshot(0)
     for step in range(2000):

@@ -15,15 +15,16 @@ from torchmetrics import MetricCollection
 
 from egcam_lightning.metrics import Infidelity
 from egcam_lightning.metrics.registry import METRICS, NUMBERS, OVERHEAD, OWN
-from tests.contract import faulty
-from tests.contract.faulty import heard
-from tests.contract.helpers import Net, fit, images, make_callback, train_loader, val_loader
-from tests.explain.toy_networks import ViT
+from tests.support import faulty
+from tests.support.faulty import heard
+from tests.support.fits import Net, fit, make_callback, train_loader, val_loader
+from tests.support.networks import ViT
+from tests.support.pictures import squares
 
 
 def with_masks(count, seed=0):
     """Images, labels and masks of the bright squares."""
-    data = images(count, seed)
+    data = squares(count, seed)
     return TensorDataset(*data.tensors, (data.tensors[0].mean(1) > 1).float())
 
 

@@ -10,8 +10,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from egcam_lightning import History
-from tests.contract.faulty import heard
-from tests.contract.helpers import fingerprint, fit, make_callback
+from tests.support.faulty import heard
+from tests.support.fingerprints import fingerprint
+from tests.support.fits import fit, make_callback
 
 
 def content(folder: Path) -> dict[str, str]:

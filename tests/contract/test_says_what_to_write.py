@@ -11,9 +11,9 @@ from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback
 from egcam_lightning.explain.scores import RegionScore
 from egcam_lightning.metrics import CompletenessGap, Infidelity, PointingGame, Sparseness
 from tests.contract.test_any_batch import Data, run, trains_on_noise
-from tests.contract.test_any_batch import Net as Classifier
 from tests.contract.test_any_target import Heads
 from tests.contract.test_any_target import Net as AnyNet
+from tests.support.fits import PooledNet as Classifier
 
 
 @pytest.mark.parametrize(

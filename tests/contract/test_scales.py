@@ -1,4 +1,4 @@
-"""The sixth clause of the contract: several processes look as one does, and never wait for each other in vain."""
+"""It scales: several processes look as one does, and never wait for each other in vain."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from egcam_lightning.data.baselines import Baselines
 from egcam_lightning.data.probe import Probe
 from egcam_lightning.metrics.registry import DEFAULT_METRICS
 from egcam_lightning.training.process_group import FailedElsewhere, ProcessGroup
-from tests.contract import faulty
-from tests.contract.faulty import BrokenMetric, complaints
-from tests.contract.helpers import Net, fingerprint, fit, images, make_callback, train_loader, val_loader
-from tests.contract.parallel import fit_in_two, in_threads
+from tests.support import faulty
+from tests.support.faulty import BrokenMetric, complaints
+from tests.support.fingerprints import fingerprint
+from tests.support.fits import Net, fit, make_callback, train_loader, val_loader
+from tests.support.parallel import fit_in_two, in_threads
+from tests.support.pictures import squares
 
 pytestmark = pytest.mark.timeout(60)
 FIELDS = ("attribution", "target", "prediction", "score", "baseline_score", "completeness_gap", "noise_floor")
@@ -88,7 +90,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
     single = make_callback(**arguments)
     fit(tmp_path / "one", single, net=Plain(), train=train_loader(shuffle=False), max_epochs=1)
     double = make_callback(**arguments)
-    halves = DataLoader(images(32), 4, sampler=EverySecond())
+    halves = DataLoader(squares(32), 4, sampler=EverySecond())
     ranks = fit_in_two(tmp_path, double, net=Plain(), train=halves, max_epochs=1, **OWN_SAMPLER)
     assert_same(ranks)
     start, *steps, _ = ranks[0].snapshots  # the last has baselines of its own
@@ -269,7 +271,7 @@ class Stream(IterableDataset):
         self.sizes = first, second
 
     def __iter__(self):
-        return iter(TensorDataset(*images(16, seed=1)[: self.sizes[rank()]]))
+        return iter(TensorDataset(*squares(16, seed=1)[: self.sizes[rank()]]))
 
 
 class Quiet(Plain):
@@ -286,12 +288,12 @@ class Quiet(Plain):
 @pytest.mark.parametrize(
     ("train", "val", "seen", "kwargs"),
     [
-        (images(30), lambda: val_loader(images(13, seed=1), batch_size=4), [4, 4], {}),
-        (images(32), lambda: val_loader(sampler=Share(16, 3), batch_size=4), [8, 2], OWN_SAMPLER),
-        (images(32), lambda: val_loader(sampler=Share(16, 0), batch_size=4), [8, 0], OWN_SAMPLER),
-        (images(32), lambda: val_loader(sampler=Share(0, 16), batch_size=4), [0, 8], OWN_SAMPLER),
-        (images(32), lambda: DataLoader(Stream(8, 0), 4), [4, 0], {}),
-        (images(32), lambda: DataLoader(Stream(0, 8), 4), [0, 4], {}),
+        (squares(30), lambda: val_loader(squares(13, seed=1), batch_size=4), [4, 4], {}),
+        (squares(32), lambda: val_loader(sampler=Share(16, 3), batch_size=4), [8, 2], OWN_SAMPLER),
+        (squares(32), lambda: val_loader(sampler=Share(16, 0), batch_size=4), [8, 0], OWN_SAMPLER),
+        (squares(32), lambda: val_loader(sampler=Share(0, 16), batch_size=4), [0, 8], OWN_SAMPLER),
+        (squares(32), lambda: DataLoader(Stream(8, 0), 4), [4, 0], {}),
+        (squares(32), lambda: DataLoader(Stream(0, 8), 4), [0, 4], {}),
     ],
     ids=["last batches", "fewer", "none in 1", "none in 0", "none in 1, no length", "none in 0, no length"],
 )
@@ -316,7 +318,7 @@ def test_uneven_validation_does_not_hang_and_leaves_no_snapshot_out(tmp_path, tr
 def test_training_data_without_indices_are_sampled_from_both(tmp_path):
     class Endless(IterableDataset):
         def __iter__(self):
-            pictures, labels = images(64, seed=2 + rank()).tensors
+            pictures, labels = squares(64, seed=2 + rank()).tensors
             return iter(list(zip(pictures, labels, strict=True)))
 
     callback = make_callback(every_n_train_steps=2, baseline_samples=40)
@@ -385,7 +387,7 @@ def test_images_that_one_process_cannot_read_come_from_the_other(tmp_path, proce
         def __getitem__(self, index):
             return super().__getitem__(index) if rank() == process else self.dataset[index]
 
-    train, val = Partial(images(32)), Partial(images(16, seed=1))
+    train, val = Partial(squares(32)), Partial(squares(16, seed=1))
     switch = functools.partial(faulty.Switch, datasets=(train, val))
     callback = make_callback(strict=False)
     found = fit_in_two(

@@ -1,4 +1,4 @@
-"""The second clause of the contract: whatever fails in the callback, training ends as if nothing had happened."""
+"""It stops nothing: whatever fails in the callback, training ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from egcam_lightning.explain import module_state as state
 from egcam_lightning.history.folder import RunFolder
 from egcam_lightning.sinks import register_sink
 from egcam_lightning.training.snapshotter import Snapshotter
-from tests.contract import faulty
-from tests.contract.faulty import Flaky, at, complaints, full_disk, heard, read_only
-from tests.contract.helpers import Net, fingerprint, fit, images, make_callback, make_trainer, train_loader, val_loader
+from tests.support import faulty
+from tests.support.faulty import Flaky, at, complaints, full_disk, heard, read_only
+from tests.support.fingerprints import fingerprint
+from tests.support.fits import Net, fit, make_callback, make_trainer, train_loader, val_loader
+from tests.support.pictures import squares
 
 EPOCHS = 3
 OOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
@@ -265,7 +267,7 @@ def test_a_model_that_is_sick_for_a_while_is_told_of_once_and_recovers(tmp_path,
 
 def test_data_that_cannot_be_read_at_the_start_are_waited_for(tmp_path, expected):
     """Both data sets fail while the callback chooses images; the loaders' own reading works."""
-    train, val = faulty.Outage(images(32)), faulty.Outage(images(16, seed=1))
+    train, val = faulty.Outage(squares(32)), faulty.Outage(squares(16, seed=1))
     callback, weights, messages = watched(
         tmp_path,
         train=train_loader(train),
@@ -279,7 +281,7 @@ def test_data_that_cannot_be_read_at_the_start_are_waited_for(tmp_path, expected
     assert any("reading training images failed" in text for text in told)
     assert all("FileNotFoundError: the network drive is gone" in text for text in told)
     assert [s.epoch for s in callback.history] == list(range(EPOCHS))
-    assert torch.equal(callback.history.probe.labels, images(16, seed=1).tensors[1][:4])
+    assert torch.equal(callback.history.probe.labels, squares(16, seed=1).tensors[1][:4])
     with pytest.raises(FileNotFoundError):
         watched(
             tmp_path, strict=True, train=train_loader(train), val=val_loader(val),

@@ -1,4 +1,4 @@
-"""The fourth clause of the contract: a run that is killed goes on as the run that never was."""
+"""It survives: a run that is killed goes on as the run that never was."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from torch.utils.data import DataLoader
 
 import egcam_lightning.history.folder
 from egcam_lightning import History
-from tests.contract.faulty import heard
-from tests.contract.helpers import Net, fingerprint, fit, images, make_callback, memory_of, train_loader, val_loader
-from tests.contract.killed import CallCounter, Resumable, in_child, kill_me
+from tests.support.faulty import heard
+from tests.support.fingerprints import fingerprint, memory_of
+from tests.support.fits import Net, fit, make_callback, train_loader, val_loader
+from tests.support.killed import CallCounter, Resumable, in_child, kill_me
+from tests.support.pictures import squares
 
 EPOCHS = 3
 METRICS = ("infidelity", "complexity", "consensus")
@@ -40,7 +42,7 @@ def watched(folder, *, every=None, ckpt_path=None, epochs=EPOCHS, callback=None,
     callback = callback or make_callback(**{**defaults, **arguments})
     seed_everything(0, verbose=False)
     fit(
-        folder, callback, checkpoint, net=net or Net(), train=Resumable(images(32), 8), max_epochs=epochs,
+        folder, callback, checkpoint, net=net or Net(), train=Resumable(squares(32), 8), max_epochs=epochs,
         enable_checkpointing=True, ckpt_path=ckpt_path, logger=CSVLogger(folder / "logs", name=""),
     )  # fmt: skip
     return callback
@@ -236,8 +238,8 @@ def test_a_state_of_images_of_another_shape_is_told_of_and_the_run_starts_afresh
                 return super().forward(x[..., :16, :16])
 
         fit(
-            tmp_path / "again", callback, net=Wide(), train=train_loader(images(32, size=24)),
-            val=val_loader(images(16, seed=1, size=24)), ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"),
+            tmp_path / "again", callback, net=Wide(), train=train_loader(squares(32, size=24)),
+            val=val_loader(squares(16, seed=1, size=24)), ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"),
         )  # fmt: skip
     told = [text for text in messages if "starts afresh" in text]
     assert len(told) == 1
@@ -415,8 +417,8 @@ def fine(folder, **kwargs):
     checkpoint = ModelCheckpoint(folder / "checkpoints", filename="{epoch}", save_top_k=-1)
     with heard() as messages:
         fit(
-            folder, callback, checkpoint, net=Fine(), train=Resumable(images(16, size=64), 8),
-            val=val_loader(images(4, size=64)), enable_checkpointing=True, **kwargs,
+            folder, callback, checkpoint, net=Fine(), train=Resumable(squares(16, size=64), 8),
+            val=val_loader(squares(4, size=64)), enable_checkpointing=True, **kwargs,
         )  # fmt: skip
     return callback, [text for text in messages if "averages over few cells" in text]
 
@@ -481,7 +483,7 @@ def test_without_the_baselines_a_run_resumed_within_an_epoch_samples_the_next_wh
 
 def test_images_beyond_half_precision_stay_exact_over_a_resume(tmp_path):
     """Raw counts of up to 100,000: kept in float32, in the reservoir of a checkpoint within the first epoch too."""
-    dataset = images(32)
+    dataset = squares(32)
     dataset.tensors = (dataset.tensors[0] * 1e5, dataset.tensors[1])
 
     def run(folder, **kwargs):

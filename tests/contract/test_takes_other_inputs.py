@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CLASSES, Net, fit, images, make_callback
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -14,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback
 from egcam_lightning.explain.isolation import isolated
+from tests.support.fits import Net, fit, make_callback
+from tests.support.pictures import QUADRANTS, squares
 
 
 class WithTable(Net):
@@ -22,7 +23,7 @@ class WithTable(Net):
     def __init__(self) -> None:
         super().__init__()
         self.gate = nn.Linear(3, 8)
-        self.place = nn.Embedding(5, CLASSES)
+        self.place = nn.Embedding(5, QUADRANTS)
 
     def forward(self, x: Tensor, row: Tensor, place: Tensor) -> Tensor:
         gated = self.features(x) * self.gate(row)[:, :, None, None]
@@ -36,7 +37,7 @@ class WithTable(Net):
 
 
 def loader(count: int, seed: int) -> DataLoader:
-    pictures, labels = images(count, seed).tensors
+    pictures, labels = squares(count, seed).tensors
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(count, 3, generator=generator)
     places = torch.randint(0, 5, (count,), generator=generator)

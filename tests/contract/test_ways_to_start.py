@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import pytorch_lightning
 import torch
-from contract.helpers import Net, fit, images, make_callback, make_trainer, train_loader, val_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
@@ -20,6 +19,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset, TensorDataset
 
 from egcam_lightning import History
+from tests.support.fits import Net, fit, make_callback, make_trainer, train_loader, val_loader
+from tests.support.pictures import squares
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*already contains a `Trainer`.*", "ignore::DeprecationWarning")
 
@@ -100,13 +101,13 @@ def test_without_a_sanity_check_nothing_is_missing(tmp_path, every):
     assert taken(callback) == [(0, 0, "start"), *expected]
     assert counter.validations == len(expected)
     assert logged_steps(trainer) == [0, *(step for _, step, _ in expected)]
-    labels = images(16, seed=1).tensors[1]
+    labels = squares(16, seed=1).tensors[1]
     assert torch.equal(callback.history.probe.labels, labels[::4])  # of the validation data, though set up later
 
 
 def test_mid_epoch_validation_and_steps_between_are_each_taken_once(tmp_path):
     callback = make_callback(every_n_train_steps=2)
-    trainer, _ = fit(tmp_path, callback, train=train_loader(images(48)), val_check_interval=3, max_epochs=1)
+    trainer, _ = fit(tmp_path, callback, train=train_loader(squares(48)), val_check_interval=3, max_epochs=1)
     # Behind steps 3 and 6 there is a validation; of steps 2, 4 and 6 the last is left to it.
     assert taken(callback) == [(0, 0, "start"), (0, 1, "step"), (0, 2, "epoch"), (0, 3, "step"), (0, 5, "epoch")]
     assert logged_steps(trainer) == [0, 1, 2, 3, 5]
@@ -115,7 +116,7 @@ def test_mid_epoch_validation_and_steps_between_are_each_taken_once(tmp_path):
 def test_a_step_snapshot_never_replaces_the_validations_own(tmp_path):
     callback = make_callback(every_n_train_steps=3)
     stopping = EarlyStopping("egcam/degenerate", patience=9)
-    fit(tmp_path, callback, stopping, train=train_loader(images(48)), val_check_interval=3, max_epochs=1)
+    fit(tmp_path, callback, stopping, train=train_loader(squares(48)), val_check_interval=3, max_epochs=1)
     assert taken(callback) == [(0, 0, "start"), (0, 2, "epoch"), (0, 5, "epoch")]
 
 
@@ -143,7 +144,7 @@ def test_with_two_optimizers_no_multiple_is_stepped_over(tmp_path):
             return [torch.optim.SGD(part.parameters(), 0.05) for part in (self.features, self.head)]
 
     callback = make_callback(every_n_train_steps=3, every_n_epochs=None, log_at_start=False)
-    fit(tmp_path, callback, net=Two(), max_epochs=1, train=train_loader(images(48)))
+    fit(tmp_path, callback, net=Two(), max_epochs=1, train=train_loader(squares(48)))
     # Lightning counts each optimizer's step: 2, 4, 6, ... 12, which passes 3, 6, 9 and 12.
     assert [s.step for s in callback.history] == [1, 2, 4, 5]
 
@@ -325,7 +326,7 @@ def test_without_validation_epochs_end_with_a_snapshot_of_training_images(tmp_pa
     assert taken(callback) == ORDINARY
     assert logged_steps(trainer) == [0, 3, 7]
     assert logged_steps(trainer, "train_loss") == [3, 7]
-    assert torch.equal(callback.history.probe.labels, images(32).tensors[1][::8])
+    assert torch.equal(callback.history.probe.labels, squares(32).tensors[1][::8])
     told = [str(w.message) for w in caught if "no validation data: training images are explained" in str(w.message)]
     assert len(told) == 1
 
@@ -335,9 +336,9 @@ def test_without_validation_epochs_end_with_a_snapshot_of_training_images(tmp_pa
 
 def test_of_several_validation_loaders_the_first_is_explained_once(tmp_path):
     callback = make_callback()
-    trainer, _ = fit(tmp_path, callback, val=[val_loader(), val_loader(images(24, seed=2))])
+    trainer, _ = fit(tmp_path, callback, val=[val_loader(), val_loader(squares(24, seed=2))])
     assert taken(callback) == ORDINARY
-    assert torch.equal(callback.history.probe.labels, images(16, seed=1).tensors[1][::4])
+    assert torch.equal(callback.history.probe.labels, squares(16, seed=1).tensors[1][::4])
     assert logged_steps(trainer) == [0, 3, 7]
     assert not [key for key in trainer.callback_metrics if key.startswith("egcam") and "dataloader_idx" in key]
 
@@ -355,7 +356,7 @@ class TakesPairs(Net):
 @pytest.mark.parametrize("mode", ["min_size", "max_size_cycle"])
 def test_a_combined_loader_for_training_gives_baselines_as_it_gives_batches(tmp_path, mode):
     callback = make_callback()
-    loaders = {"big": train_loader(images(32)), "small": train_loader(images(16, seed=3))}
+    loaders = {"big": train_loader(squares(32)), "small": train_loader(squares(16, seed=3))}
     trainer, _ = fit(tmp_path, callback, net=TakesPairs(), train=CombinedLoader(loaders, mode))
     steps = {"min_size": 2, "max_size_cycle": 4}[mode]
     assert taken(callback) == [(0, 0, "start"), (0, steps - 1, "epoch"), (1, 2 * steps - 1, "epoch")]
@@ -365,7 +366,7 @@ def test_a_combined_loader_for_training_gives_baselines_as_it_gives_batches(tmp_
 
 def test_endless_training_data_are_explained_at_each_validation(tmp_path):
     callback = make_callback()
-    train = train_loader(Numbers(images(32), endless=True), shuffle=False)
+    train = train_loader(Numbers(squares(32), endless=True), shuffle=False)
     trainer, _ = fit(tmp_path, callback, train=train, max_steps=9, max_epochs=-1, val_check_interval=3)
     # Before training nothing has been seen that could serve as a baseline.
     assert [(step, when) for _, step, when in taken(callback)] == [(2, "epoch"), (5, "epoch"), (8, "epoch")]
@@ -376,7 +377,7 @@ def test_endless_training_data_are_explained_at_each_validation(tmp_path):
 
 def test_endless_training_data_with_a_limit_settle_on_their_baselines(tmp_path):
     callback = make_callback(baseline_samples=24)
-    train = train_loader(Numbers(images(32), endless=True), shuffle=False)
+    train = train_loader(Numbers(squares(32), endless=True), shuffle=False)
     fit(tmp_path, callback, train=train, max_steps=9, max_epochs=-1, val_check_interval=3)
     assert [s.baselines for s in callback.history] == [1, 1, 1]
     assert callback.history[-1].drift_previous is not None
@@ -384,16 +385,16 @@ def test_endless_training_data_with_a_limit_settle_on_their_baselines(tmp_path):
 
 def test_endless_training_data_in_epochs_of_limited_batches(tmp_path):
     callback = make_callback()
-    train = train_loader(Numbers(images(32), endless=True), shuffle=False)
+    train = train_loader(Numbers(squares(32), endless=True), shuffle=False)
     fit(tmp_path, callback, train=train, limit_train_batches=4)
     assert taken(callback) == ORDINARY[1:]
 
 
 def test_validation_data_that_cannot_be_indexed_give_their_first_batch(tmp_path):
     callback = make_callback()
-    trainer, _ = fit(tmp_path, callback, val=val_loader(Numbers(images(16, seed=1))))
+    trainer, _ = fit(tmp_path, callback, val=val_loader(Numbers(squares(16, seed=1))))
     assert taken(callback) == ORDINARY[1:]
-    assert torch.equal(callback.history.probe.labels, images(16, seed=1).tensors[1][:4])
+    assert torch.equal(callback.history.probe.labels, squares(16, seed=1).tensors[1][:4])
     assert logged_steps(trainer) == [3, 7]
 
 

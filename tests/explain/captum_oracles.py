@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from captum.attr import LayerGradientShap, LayerIntegratedGradients
 from torch import Tensor
-from toy_networks import Case
 
 from egcam_lightning.explain import Draws
+from tests.support.networks import Case
 
 
 def midpoints(steps: int, count: int) -> Tensor:

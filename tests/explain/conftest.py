@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
-from toy_networks import VGG, Case, ResNet, Trained, images, seeded
+
+from tests.support.networks import VGG, Case, ResNet, Trained, seeded
+from tests.support.pictures import images
 
 CASES = [
     (architecture, layer, channels)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_networks import VGG, ResNet, Wrapped, images, seeded
 
 from egcam_lightning.explain import Draws, ExpectedGradCAM, Perturbation
+from tests.support.networks import VGG, ResNet, Wrapped, seeded
+from tests.support.pictures import images
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_networks import CLASSES, VGG, Pooled, ResNet, Wrapped, images, pooled_gap, relative_error, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM, Perturbation
+from tests.support.maps import pooled_gap, relative_error
+from tests.support.networks import CLASSES, VGG, Pooled, ResNet, Wrapped, seeded
+from tests.support.pictures import images
 
 MIXES = "depends on the other images of its batch"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy_networks import VGG, Case, Pooled, ResNet, Trained, images, pooled_gap, seeded
 
 from egcam_lightning.explain import Draws, ExpectedGradCAM, Perturbation
+from tests.support.maps import pooled_gap
+from tests.support.networks import VGG, Case, Pooled, ResNet, Trained, seeded
+from tests.support.pictures import images
 
 EARLIER, LAST = "3", "5"  # layers of the trained network
 

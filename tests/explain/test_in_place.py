@@ -8,9 +8,10 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_networks import Block, seeded
 
 from egcam_lightning.explain import Draws, ExpectedGradCAM, Perturbation
+from tests.support.networks import Block, seeded
+from tests.support.scenes import in_place
 
 SIDE = 224
 CENTRES = [(56, 56), (56, 168), (168, 56), (168, 168)]  # the middle of each quadrant, row by row
@@ -38,20 +39,6 @@ def maps() -> Tensor:
     explanation = explainer(patched, noise, 1, draws=draws)
     assert explanation.attribution.shape == (8, 14, 14)
     return explanation.attribution
-
-
-def shares(maps: Tensor) -> Tensor:
-    """``(B, 4)``: the share of the absolute attribution in each quadrant, row by row."""
-    quadrants = maps.abs().unflatten(2, (2, -1)).unflatten(1, (2, -1)).sum((2, 4)).flatten(1)
-    return quadrants / quadrants.sum(1, keepdim=True)
-
-
-def in_place(maps: Tensor) -> bool:
-    """At least 0.3 of the attribution in the patch's quadrant, which is the first one for 3 of 4 images."""
-    right = torch.arange(4).repeat(2)
-    found = shares(maps)
-    own = found.gather(1, right[:, None])
-    return bool(own.mean() >= 0.3 and (found.argmax(1) == right).float().mean() >= 0.75)
 
 
 def test_attribution_lies_in_the_quadrant_of_the_patch(maps: Tensor) -> None:

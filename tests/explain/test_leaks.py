@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_networks import CLASSES, VGG, ResNet, Wrapped, images, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM, Perturbation, expected_gradcam
+from tests.support.networks import CLASSES, VGG, ResNet, Wrapped, seeded
+from tests.support.pictures import images
 
 
 def hooks(model: nn.Module) -> list[int]:

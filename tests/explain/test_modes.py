@@ -8,18 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from toy_networks import (
-    VGG,
-    ResNet,
-    Wrapped,
-    images,
-    rank_correlation,
-    relative_error,
-    seeded,
-)
 
 from egcam_lightning.explain import ExpectedGradCAM, Perturbation
 from egcam_lightning.explain.explanation import Explanation
+from tests.support.maps import rank_correlation, relative_error
+from tests.support.networks import VGG, ResNet, Wrapped, seeded
+from tests.support.pictures import images
 
 PERTURBATIONS = [Perturbation(), Perturbation.expected("input"), Perturbation.grad_cam()]
 

@@ -7,9 +7,10 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_networks import CLASSES, images, seeded
 
 from egcam_lightning import ExpectedGradCAM, Perturbation
+from tests.support.networks import CLASSES, seeded
+from tests.support.pictures import images
 
 
 class Late(nn.Module):

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_networks import CLASSES, VGG, ResNet, UNet, images, pooled_gap, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.explain.gradient import gradient_at
 from egcam_lightning.explain.precision import resolution
 from egcam_lightning.explain.split_model import SplitModel, host_image_like
+from tests.support.maps import pooled_gap
+from tests.support.networks import CLASSES, VGG, ResNet, UNet, seeded
+from tests.support.pictures import images
 
 
 @pytest.fixture

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import LayerIntegratedGradients
-from captum_oracles import midpoints
 from torch import Tensor, nn
 from torch.nn.functional import softmax
-from toy_networks import CLASSES, VGG, Case, Wrapped, images, pooled_gap, relative_error, seeded
 
 from egcam_lightning.explain import Draws, ExpectedGradCAM, Perturbation
 from egcam_lightning.explain.outputs import select_output
 from egcam_lightning.explain.scores import as_score, num_classes, predicted_class
+from tests.explain.captum_oracles import midpoints
+from tests.support.maps import pooled_gap, relative_error
+from tests.support.networks import CLASSES, VGG, Case, Wrapped, seeded
+from tests.support.pictures import images
 
 LOGITS = torch.tensor([[1.0, 3.0, -2.0], [0.5, -1.0, 0.0]])
 

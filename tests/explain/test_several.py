@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from egcam_lightning import ExpectedGradCAM
+from tests.support import pictures
 
 
 @pytest.fixture
@@ -20,12 +21,12 @@ def model():
 
 @pytest.fixture
 def images():
-    return torch.rand(2, 3, 13, 17, generator=torch.Generator().manual_seed(1))
+    return pictures.images(2, seed=1, size=(13, 17))
 
 
 @pytest.fixture
 def baselines():
-    return torch.rand(8, 3, 13, 17, generator=torch.Generator().manual_seed(2))
+    return pictures.images(8, seed=2, size=(13, 17))
 
 
 def test_each_layer_gets_the_explanation_it_would_get_alone(model, images, baselines):

@@ -13,14 +13,16 @@ from captum.attr import (
     LayerGradientXActivation,
     LayerIntegratedGradients,
 )
-from captum_oracles import captum_gradient_shap, captum_over_all_baselines, midpoints
 from pytorch_grad_cam import GradCAM, HiResCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor
-from toy_networks import Case, Pooled, images, relative_error, seeded
 
 from egcam_lightning.explain import Draws, ExpectedGradCAM, Perturbation
+from tests.explain.captum_oracles import captum_gradient_shap, captum_over_all_baselines, midpoints
+from tests.support.maps import relative_error
+from tests.support.networks import Case, Pooled, seeded
+from tests.support.pictures import images
 
 EXACT = 1e-4
 

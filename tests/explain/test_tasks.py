@@ -8,6 +8,7 @@ from torch import nn
 
 from egcam_lightning import ExpectedGradCAM
 from egcam_lightning.explain.scores import RegionScore
+from tests.support import pictures
 
 
 @pytest.fixture
@@ -18,12 +19,12 @@ def trunk():
 
 @pytest.fixture
 def images():
-    return torch.rand(3, 3, 12, 16, generator=torch.Generator().manual_seed(1))
+    return pictures.images(3, seed=1, size=(12, 16))
 
 
 @pytest.fixture
 def baselines():
-    return torch.rand(8, 3, 12, 16, generator=torch.Generator().manual_seed(2))
+    return pictures.images(8, seed=2, size=(12, 16))
 
 
 def gap(explanation):

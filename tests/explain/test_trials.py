@@ -7,10 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_networks import VGG, images, relative_error, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM, Perturbation
 from egcam_lightning.explain.split_model import smaller
+from tests.support.maps import relative_error
+from tests.support.networks import VGG, seeded
+from tests.support.pictures import images
 
 SIZE = (48, 64)
 pytestmark = pytest.mark.usefixtures("no_warnings")

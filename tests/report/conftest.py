@@ -7,8 +7,7 @@ import shutil
 import pytest
 
 from egcam_lightning.report import build_report
-
-from .synthetic_history import make_history
+from tests.support.snapshots import make_history
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,7 @@ from egcam_lightning.report import build_report
 from egcam_lightning.report.__main__ import main, run_names
 from egcam_lightning.report.payload import MAX_GRID, alignment_keys, build_payload, encode_image, encode_maps
 from egcam_lightning.report.summary import place, summarise
-
-from .synthetic_history import make_history
+from tests.support.snapshots import make_history
 
 
 def change_last(history: History, **metrics: float | None) -> History:

@@ -11,10 +11,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from egcam_lightning.history.history import History
-from egcam_lightning.history.records import ProbeImages, Snapshot
-
-from .page_actions import choose, go, pixels, tiles
-from .synthetic_history import make_history
+from tests.report.page_actions import choose, go, pixels, tiles
+from tests.support.snapshots import make_history, make_probe, make_snapshot
 
 
 def test_the_slider_moves_the_maps_of_all_rows(show, history):
@@ -37,9 +35,8 @@ def hot_quadrants(sign=1.0, grid=(6, 8), size=(60, 120)):
     attribution = torch.zeros(4, *grid)
     for image, (down, across) in enumerate(QUADRANTS):
         attribution[image].view(2, grid[0] // 2, 2, grid[1] // 2)[down, :, across] = sign
-    zero = torch.zeros(4)
-    snapshot = Snapshot(0, 1, "epoch", "conv", 1, attribution, zero.long(), zero.long(), zero, zero, zero, zero)
-    return History(ProbeImages(torch.full((4, *size, 3), 128, dtype=torch.uint8)), (snapshot,))
+    probe = make_probe(4, images=torch.full((4, *size, 3), 128, dtype=torch.uint8), restored=False)
+    return History(probe, (make_snapshot(attribution, epoch=0),))
 
 
 def test_a_hot_quadrant_is_drawn_hot_in_that_quadrant_and_nowhere_else(show):

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from egcam_lightning.report import build_report
-
-from .page_actions import DASH, choose, fact, go, order, position, readings, settle, tiles
-from .synthetic_history import CLASSES, make_history
+from tests.report.page_actions import DASH, choose, fact, go, order, position, readings, settle, tiles
+from tests.support.snapshots import CLASSES, make_history
 
 NAME = "</script><script>window.hacked = 1</script>"
 

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from egcam_lightning.explain.explanation import to_heatmap
 from egcam_lightning.history.history import History
-from egcam_lightning.history.records import ProbeImages, Snapshot
 from egcam_lightning.pictures.volumes import take_slices
 from egcam_lightning.report import build_report
 from egcam_lightning.report.payload import build_payload
 from egcam_lightning.report.summary import mean_map, place
-
-from .page_actions import choose, go, pixels, settle, tiles
+from tests.report.page_actions import choose, go, pixels, settle, tiles
+from tests.support.snapshots import make_probe, make_snapshot
 
 DEPTH, SIZE = 8, (48, 64)
 
@@ -29,11 +28,8 @@ def make_volumes(*maps: Tensor, depth: int = DEPTH, size: tuple[int, int] = SIZE
     greys = (20 * torch.arange(depth)).to(torch.uint8).view(1, -1, 1, 1, 1)
     masks = torch.zeros(n, depth, *size, dtype=torch.bool)
     masks[:, 0, :8, :8] = True
-    zero = torch.zeros(n)
-    snapshots = [
-        Snapshot(e, e, "epoch", "conv", 1, m, zero.long(), zero.long(), *[zero] * 4) for e, m in enumerate(maps)
-    ]
-    return History(ProbeImages(greys.expand(n, -1, *size, 3), restored=True, masks=masks), tuple(snapshots))
+    snapshots = [make_snapshot(m, epoch=e, step=e) for e, m in enumerate(maps)]
+    return History(make_probe(n, images=greys.expand(n, -1, *size, 3), masks=masks), tuple(snapshots))
 
 
 def at_planes(*planes: int) -> Tensor:

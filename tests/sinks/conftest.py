@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from egcam_lightning.history.history import History
-from egcam_lightning.history.records import ProbeImages, Snapshot
 from egcam_lightning.pictures.draw import draw
+from tests.support.snapshots import make_probe, random_snapshot
 
 N = 3
 
@@ -13,38 +13,17 @@ N = 3
 @pytest.fixture(scope="session")
 def history() -> History:
     """Three snapshots of three images; the second image is predicted wrong throughout."""
-    generator = torch.Generator().manual_seed(0)
     labels = torch.tensor([0, 1, 2])
-    probe = ProbeImages(
-        images=torch.randint(0, 256, (N, 16, 24, 3), generator=generator).to(torch.uint8),
-        labels=labels,
-        class_names=("cat", "dog", "<b>bird</b>"),
-        restored=True,
-        masks=torch.rand(N, 16, 24, generator=generator) > 0.5,
-    )
-    snapshots = []
-    for epoch, step in [(0, 0), (0, 9), (1, 19)]:
-        drift = torch.rand(N, generator=generator) if snapshots else None
-        snapshots.append(
-            Snapshot(
-                epoch=epoch,
-                step=step,
-                when="epoch" if snapshots else "start",
-                layer="layer4",
-                baselines=1,
-                attribution=torch.randn(N, 4, 6, generator=generator),
-                target=labels,
-                prediction=torch.tensor([0, 2, 2]),
-                score=torch.rand(N, generator=generator),
-                baseline_score=torch.tensor([0.5, torch.nan, 0.25]),
-                completeness_gap=torch.rand(N, generator=generator) / 10,
-                off_grid=torch.zeros(N),
-                drift_previous=drift,
-                drift_reference=drift,
-                noise_floor=drift,
-                metrics={"complexity": 1.0},
-            )
+    masks = torch.rand(N, 16, 24, generator=torch.Generator().manual_seed(0)) > 0.5
+    probe = make_probe(N, 16, 24, labels=labels, class_names=("cat", "dog", "<b>bird</b>"), masks=masks)
+    snapshots = [
+        random_snapshot(
+            epoch, step, N, (4, 6), drift=step > 0,
+            when="epoch" if step else "start", target=labels, prediction=torch.tensor([0, 2, 2]),
+            baseline_score=torch.tensor([0.5, torch.nan, 0.25]), metrics={"complexity": 1.0},
         )
+        for epoch, step in [(0, 0), (0, 9), (1, 19)]
+    ]  # fmt: skip
     return History(probe, tuple(snapshots), "mine")
 
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from egcam_lightning.history.history import History
-from egcam_lightning.history.records import ProbeImages, Snapshot
 from egcam_lightning.pictures.draw import draw
 from egcam_lightning.sinks.files import FileSink
 from egcam_lightning.sinks.wandb import COLUMNS, WandbSink
+from tests.support.snapshots import make_probe, make_snapshot
 
 
 @pytest.fixture
@@ -22,9 +22,7 @@ def volumes() -> History:
     greys = torch.arange(0, 200, 50, dtype=torch.uint8).view(1, -1, 1, 1, 1).expand(2, -1, 24, 24, 3)
     masks = torch.zeros(2, 4, 24, 24, dtype=torch.bool)
     masks[:, 2, :8, :8] = True
-    one = torch.ones(2)
-    snapshot = Snapshot(0, 9, "epoch", "conv", 1, maps, one.long(), one.long(), *[one] * 4)
-    return History(ProbeImages(greys, restored=True, masks=masks), (snapshot,), "mine")
+    return History(make_probe(2, images=greys, masks=masks), (make_snapshot(maps),), "mine")
 
 
 def test_files_hold_the_sheet_of_the_slices(volumes, tmp_path):

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from wandb_reader import finished_records, history_rows
 
 from egcam_lightning.pictures.draw import HEAT_LEVELS
 from egcam_lightning.sinks import find_sinks
 from egcam_lightning.sinks.wandb import COLUMNS, WandbSink
+from tests.support.wandb_reader import finished_records, history_rows
 
 pytest.importorskip("wandb")
 

@@ -1,4 +1,4 @@
-"""Histories that look like those of a training run, made without one."""
+"""Snapshots, probes and histories, made without a training run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,53 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from egcam_lightning.history.codec import round_maps
 from egcam_lightning.history.history import History
 from egcam_lightning.history.records import ProbeImages, Snapshot
 
 CLASSES = ("cat", "dog", "<script>alert(1)</script>", "a class with a name that is much too long for its column", "owl")
+
+
+def make_probe(count: int, *size: int, **changes: object) -> ProbeImages:
+    """Noise of this size (32 x 48), with all that ``changes`` says of it."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, *(size or (32, 48)), 3), generator=generator).to(torch.uint8)
+    return ProbeImages(**{"images": images, "restored": True, **changes})
+
+
+def make_snapshot(maps: Tensor, **changes: object) -> Snapshot:
+    """A snapshot of these maps, every other value the same for all images."""
+    n = len(maps)
+    arguments = {
+        "epoch": 3,
+        "step": 120,
+        "when": "epoch",
+        "layer": "layer4",
+        "baselines": 1,
+        "attribution": maps,
+        "target": torch.zeros(n, dtype=torch.int64),
+        "prediction": torch.zeros(n, dtype=torch.int64),
+        "score": torch.full((n,), 4.5),
+        "baseline_score": torch.zeros(n),
+        "completeness_gap": torch.full((n,), 0.013),
+        "off_grid": torch.zeros(n),
+        **changes,
+    }
+    return Snapshot(**arguments)
+
+
+def random_snapshot(
+    epoch: int, step: int, count: int, grid: tuple[int, ...], drift: bool = True, **changes: object
+) -> Snapshot:
+    """A snapshot with its own value for every image, the same again for the same epoch and step."""
+    generator = torch.Generator().manual_seed(epoch * 1000 + step)
+    names = ["score", "baseline_score", "completeness_gap", "off_grid"]
+    names += ["drift_previous", "drift_reference", "noise_floor"] if drift else []
+    values = {name: torch.randn(count, generator=generator) for name in names}
+    target, prediction = torch.randint(0, 99, (2, count), generator=generator)
+    maps = round_maps(torch.randn(count, *grid, generator=generator))
+    own = {"epoch": epoch, "step": step, "target": target, "prediction": prediction}
+    return make_snapshot(maps, **{**own, **values, **changes})
 
 
 def make_history(

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_networks import CLASSES, VGG, Pooled, ResNet, UNet, ViT, Wrapped, images, pooled_gap, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM
+from tests.support.maps import pooled_gap
+from tests.support.networks import CLASSES, VGG, Pooled, ResNet, UNet, ViT, Wrapped, seeded
+from tests.support.pictures import images
 
 
 def found(model: nn.Module, inputs: Tensor | None = None, **kwargs: Any) -> str:

@@ -1,4 +1,4 @@
-"""Small seeded networks that stand for the families of real ones, and what the tests compare with."""
+"""Small seeded networks that stand for the families of real ones, and cases made of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ import torch
 from torch import Tensor, nn
 
 CLASSES = 5
-HEIGHT, WIDTH = 24, 32
-
-
-def images(count: int, channels: int = 3, seed: int = 0, size: tuple[int, int] = (HEIGHT, WIDTH)) -> Tensor:
-    return torch.rand(count, channels, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
@@ -188,22 +183,3 @@ class Trained:
     inputs: Tensor
     baselines: Tensor
     target: Tensor
-
-
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference in units of the largest value."""
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-def pooled_gap(explanation: Any) -> float:
-    """The completeness gap pooled over the images of an explanation."""
-    wanted = explanation.score - explanation.baseline_score
-    found = explanation.attribution.flatten(1).sum(1) + explanation.off_grid
-    return float((found - wanted).abs().sum() / wanted.abs().sum())
-
-
-def rank_correlation(ours: Tensor, theirs: Tensor) -> float:
-    """The smallest Spearman correlation over images."""
-    a, b = (t.flatten(1).argsort(1).argsort(1).float().T for t in (ours, theirs))
-    return min(float(torch.corrcoef(torch.stack([x, y]))[0, 1]) for x, y in zip(a.T, b.T, strict=True))

@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
-from toy_networks import CLASSES, images, seeded
 
 import egcam_lightning.explain.path_gradients
 from egcam_lightning import ExpectedGradCAM, Perturbation
 from egcam_lightning.explain.linearity import is_linear
 from egcam_lightning.explain.split_model import SplitModel
+from tests.support.networks import CLASSES, seeded
+from tests.support.pictures import images
 
 WEIGHT = nn.Parameter(torch.randn(CLASSES, 8, generator=torch.Generator().manual_seed(3)))
 
 
-class Net(nn.Module):
-    """Features ``(N, 8, 6, 8)``, and a head of one's own."""
+class WithHead(nn.Module):
+    """Features ``(N, 8, 6, 8)`` as in no other network, because every test brings its head."""
 
     def __init__(self, head: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ NOT_LINEAR = {
 def run(head: Callable[[Tensor], Tensor], **kwargs: Any) -> tuple[Any, int]:
     """The explanation, and how many points went through the head with a gradient."""
     count = 0
-    model = seeded(lambda: Net(head))
+    model = seeded(lambda: WithHead(head))
     from_points = SplitModel.from_points
 
     def counting(self: SplitModel, points: Tensor, *args: Any) -> Any:
@@ -108,7 +109,7 @@ def test_one_chunk_that_is_not_linear_makes_the_whole_take_every_draw() -> None:
         return linear(pooled.tanh() if bool((pooled[:, 0] > threshold).any()) else pooled, WEIGHT)
 
     with torch.no_grad():
-        first = seeded(lambda: Net(LINEAR["pooled"])).features(images(3)).mean((2, 3))[:, 0]
+        first = seeded(lambda: WithHead(LINEAR["pooled"])).features(images(3)).mean((2, 3))[:, 0]
     threshold = float(first[0])
     assert bool((first > threshold).any()), "the first image is linear, another one is not"
     ours, count = run(head, chunk_size=1)
@@ -123,7 +124,7 @@ def test_a_branch_that_the_images_do_not_take_is_not_taken_for_linear() -> None:
         pooled = a.mean((2, 3))
         return linear(pooled if bool((pooled.sum(1) > threshold).all()) else pooled.square(), WEIGHT)
 
-    model = seeded(lambda: Net(head))
+    model = seeded(lambda: WithHead(head))
     inputs, baselines = images(3) * 2, images(4, seed=1) / 4
     with torch.no_grad():
         light, dark = (model.features(x).mean((2, 3)).sum(1) for x in (inputs, baselines))

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from captum_oracles import captum_gradient_shap
 from torch import Tensor, nn
-from toy_networks import VGG, Case, ResNet, UNet, ViT, Wrapped, images, pooled_gap, relative_error, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM, Perturbation
 from egcam_lightning.explain.split_model import SplitModel, host_image_like
+from tests.explain.captum_oracles import captum_gradient_shap
+from tests.support.maps import pooled_gap, relative_error
+from tests.support.networks import VGG, Case, ResNet, UNet, ViT, Wrapped, seeded
+from tests.support.pictures import images
 
 NO_CUT = "not a cut of the network"
 

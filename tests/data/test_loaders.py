@@ -8,7 +8,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from contract.helpers import Net
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import Trainer
 from torch.utils.data import (
@@ -27,6 +26,7 @@ from torch.utils.data import (
 
 from egcam_lightning.data import loaders
 from egcam_lightning.data.loaders import CannotRead, SampleReader
+from tests.support.fits import Net
 
 SIZE = 12
 

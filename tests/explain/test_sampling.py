@@ -7,10 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from toy_networks import Case, images, relative_error
 
 from egcam_lightning.explain import Draws, ExpectedGradCAM, Perturbation, sample_draws
 from egcam_lightning.explain.sampling import sample_noise
+from tests.support.maps import relative_error
+from tests.support.networks import Case
+from tests.support.pictures import images
 
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 seeds = st.integers(0, 2**32 - 1)

@@ -7,10 +7,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from toy_networks import CLASSES, VGG, ViT, Wrapped, images, relative_error, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM, Perturbation
 from egcam_lightning.explain.token_layout import Layout, infer_layout
+from tests.support.maps import relative_error
+from tests.support.networks import CLASSES, VGG, ViT, Wrapped, seeded
+from tests.support.pictures import images
 
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 sides = st.integers(3, 20)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch import nn
-from torch.nn.functional import cross_entropy
+from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 from torchvision.transforms import v2
 
 from egcam_lightning import ExpectedGradCAMCallback
 from egcam_lightning.data.baselines import Baselines
+from tests.support.fits import Net, make_callback, make_trainer
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
 NORMALIZE = v2.Normalize(MEAN, STD)
@@ -37,41 +36,15 @@ class Data(Dataset):
         return image if self.transform is None else self.transform(image), int(self.hidden[index])
 
 
-class Net(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU())
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, images):
-        return self.head(self.features(images).mean((2, 3)))
-
-    def training_step(self, batch, _):
-        return cross_entropy(self(batch[0]), batch[1])
-
-    def validation_step(self, batch, _, dataloader_idx=0):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.01)
-
-
 def fit(tmp_path, train=None, val=None, datamodule=None, **arguments):
-    callback = ExpectedGradCAMCallback(num_samples=2, num_baselines=2, metrics=(), max_overhead=None, **arguments)
-    trainer = Trainer(
-        max_epochs=1, limit_train_batches=1, limit_val_batches=1, accelerator="cpu", callbacks=[callback],
-        default_root_dir=tmp_path, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, num_sanity_val_steps=0,
+    """One batch of training, with a callback that may warn; ``arguments`` are its own."""
+    callback = make_callback(**{"num_images": 16, "num_baselines": 2, "strict": False, **arguments})
+    trainer = make_trainer(
+        tmp_path, callback, max_epochs=1, limit_train_batches=1, limit_val_batches=1, logger=False,
+        num_sanity_val_steps=0,
     )  # fmt: skip
-    if datamodule is None:
-        loaders = {"train_dataloaders": DataLoader(Data(), 8), "val_dataloaders": DataLoader(Data(), 8)}
-        if train is not None:
-            loaders["train_dataloaders"] = train
-        if val is not None:
-            loaders["val_dataloaders"] = val
-    else:
-        loaders = {"datamodule": datamodule}
-    trainer.fit(Net(), **loaders)
+    loaders = [DataLoader(Data(), 8) if loader is None else loader for loader in (train, val)]
+    trainer.fit(Net(), *([] if datamodule else loaders), datamodule=datamodule)
     return callback
 
 

@@ -5,37 +5,12 @@ import pytest
 import torch
 
 import egcam_lightning.pictures.pixels
-from egcam_lightning.history.records import ProbeImages, Snapshot
+from egcam_lightning.history.records import ProbeImages
 from egcam_lightning.pictures.draw import LARGEST, color_table, draw
 from egcam_lightning.pictures.pixels import to_display
+from tests.support.snapshots import make_probe, make_snapshot
 
 QUADRANTS = [(0, 0), (0, 1), (1, 0), (1, 1)]
-
-
-def make_snapshot(maps: torch.Tensor, **changes: object) -> Snapshot:
-    n = len(maps)
-    arguments = {
-        "epoch": 3,
-        "step": 120,
-        "when": "epoch",
-        "layer": "layer4",
-        "baselines": 1,
-        "attribution": maps,
-        "target": torch.zeros(n, dtype=torch.int64),
-        "prediction": torch.zeros(n, dtype=torch.int64),
-        "score": torch.full((n,), 4.5),
-        "baseline_score": torch.zeros(n),
-        "completeness_gap": torch.full((n,), 0.013),
-        "off_grid": torch.zeros(n),
-        **changes,
-    }
-    return Snapshot(**arguments)
-
-
-def make_probe(n: int, height: int = 32, width: int = 48, **changes: object) -> ProbeImages:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(60, 200, (n, height, width, 3), generator=generator).to(torch.uint8)
-    return ProbeImages(**{"images": images, "restored": True, **changes})
 
 
 def parts(panel: np.ndarray) -> list[np.ndarray]:

@@ -17,6 +17,7 @@ from egcam_lightning.history.folder import RunFolder
 from egcam_lightning.history.history import History
 from egcam_lightning.history.packed import PackedSnapshots
 from egcam_lightning.history.records import ProbeImages, Snapshot
+from tests.support.snapshots import make_probe, random_snapshot
 
 N, GRID = 4, (7, 5)
 FIELDS = [
@@ -33,37 +34,21 @@ FIELDS = [
 ]
 
 
-def make_probe(n: int = N) -> ProbeImages:
+def a_probe(n: int = N) -> ProbeImages:
     generator = torch.Generator().manual_seed(0)
-    return ProbeImages(
-        images=torch.randint(0, 256, (n, 12, 9, 3), generator=generator).to(torch.uint8),
-        labels=torch.arange(n),
-        class_names=("cat", "dög", "<script>", "line\nbreak"),
-        fingerprint="abc",
-        restored=True,
+    return make_probe(
+        n, 12, 9, labels=torch.arange(n), class_names=("cat", "dög", "<script>", "line\nbreak"), fingerprint="abc",
         masks=torch.rand(n, 12, 9, generator=generator) > 0.5,
-    )
+    )  # fmt: skip
 
 
-def make_snapshot(epoch: int = 0, step: int = 9, n: int = N, drift: bool = True, **changes: object) -> Snapshot:
-    generator = torch.Generator().manual_seed(epoch * 1000 + step)
-    values = [torch.randn(n, generator=generator) for _ in range(7)]
-    names = ["score", "baseline_score", "completeness_gap", "off_grid"]
-    optional = ["drift_previous", "drift_reference", "noise_floor"] if drift else []
-    arguments = {
-        "epoch": epoch,
-        "step": step,
-        "when": "epoch",
+def a_snapshot(epoch: int = 0, step: int = 9, drift: bool = True, n: int = N, **changes: object) -> Snapshot:
+    own = {
         "layer": "layer4.1",
-        "baselines": 1,
-        "attribution": round_maps(torch.randn(n, *GRID, generator=generator) * 1e-3),
-        "target": torch.arange(n),
         "prediction": torch.full((n,), -1),
         "metrics": {"drift/previous": 0.1, "complexity": 2.0},
-        **dict(zip(names + optional, values, strict=False)),
-        **changes,
     }
-    return Snapshot(**arguments)
+    return random_snapshot(epoch, step, n, GRID, drift, **{**own, **changes})
 
 
 def assert_same(a: Snapshot, b: Snapshot) -> None:
@@ -80,7 +65,7 @@ def assert_same(a: Snapshot, b: Snapshot) -> None:
 
 def opened(path, snapshots=()) -> RunFolder:
     folder = RunFolder(path)
-    folder.open(make_probe(), "mine")
+    folder.open(a_probe(), "mine")
     for snapshot in snapshots:
         folder.append(snapshot)
     return folder
@@ -135,7 +120,7 @@ def test_not_a_number_stays_not_a_number_and_spoils_no_other_cell():
 
 @pytest.mark.parametrize("drift", [True, False])
 def test_checkpoint_state_gives_the_snapshot_back_and_loads_with_weights_only(drift):
-    snapshot = make_snapshot(drift=drift, score=torch.tensor([1.0, float("nan"), 3.0, 4.0]))
+    snapshot = a_snapshot(drift=drift, score=torch.tensor([1.0, float("nan"), 3.0, 4.0]))
     buffer = io.BytesIO()
     torch.save(snapshot_to_state(snapshot), buffer)
     buffer.seek(0)
@@ -149,7 +134,7 @@ def test_checkpoint_state_of_sixteen_images_is_below_four_kilobytes_a_snapshot()
         buffer = io.BytesIO()
         attribution = torch.rand(16, 7, 7, generator=torch.Generator().manual_seed(0))
         states = [
-            snapshot_to_state(make_snapshot(i, i, n=16, attribution=attribution, metrics=metrics)) for i in range(count)
+            snapshot_to_state(a_snapshot(i, i, n=16, attribution=attribution, metrics=metrics)) for i in range(count)
         ]
         torch.save(states, buffer)
         return buffer.tell()
@@ -167,11 +152,11 @@ def test_foreign_state_is_refused():
 
 def test_what_was_written_is_read(tmp_path):
     snapshots = [
-        make_snapshot(0, 0, drift=False, when="start"),
-        make_snapshot(
+        a_snapshot(0, 0, drift=False, when="start"),
+        a_snapshot(
             0, 9, baseline_score=torch.full((N,), torch.nan), completeness_gap=torch.tensor([0.1, torch.inf, 0, 1e-30])
         ),
-        make_snapshot(12345, 9_999_999),
+        a_snapshot(12345, 9_999_999),
     ]
     opened(tmp_path / "run", snapshots)
     history = History.load(tmp_path / "run")
@@ -179,7 +164,7 @@ def test_what_was_written_is_read(tmp_path):
     assert len(history) == 3
     for a, b in zip(history.snapshots, snapshots, strict=True):
         assert_same(a, b)
-    probe = make_probe()
+    probe = a_probe()
     for name in ("images", "labels", "masks"):
         assert torch.equal(getattr(history.probe, name), getattr(probe, name))
     assert history.probe.class_names == probe.class_names
@@ -193,7 +178,7 @@ def test_volumes_and_their_maps_are_read_over_all_axes(tmp_path):
         masks=torch.rand(N, 6, 12, 9, generator=generator) > 0.5,
     )
     maps = round_maps(torch.randn(N, 3, *GRID, generator=generator))
-    snapshots = [make_snapshot(0, 9, attribution=maps), make_snapshot(1, 19, attribution=-maps)]
+    snapshots = [a_snapshot(0, 9, attribution=maps), a_snapshot(1, 19, attribution=-maps)]
     assert_same(snapshot_from_state(snapshot_to_state(snapshots[0])), snapshots[0])
     assert_same(PackedSnapshots(snapshots)[1], snapshots[1])
     RunFolder(tmp_path).open(probe, "mine", snapshots)
@@ -214,7 +199,7 @@ def test_volumes_and_their_maps_are_read_over_all_axes(tmp_path):
 
 
 def test_a_history_of_images_is_written_as_version_1_always_was(tmp_path):
-    opened(tmp_path, [make_snapshot()])
+    opened(tmp_path, [a_snapshot()])
     header, line = map(json.loads, (tmp_path / "history.jsonl").read_text().splitlines())
     assert header.keys() == {
         *("format", "version", "package", "prefix", "fingerprint", "class_names", "restored", "images", "size"),
@@ -240,7 +225,7 @@ def test_a_probe_without_labels_and_masks_is_read(tmp_path):
 
 
 def test_every_line_is_json_that_any_reader_takes(tmp_path):
-    opened(tmp_path, [make_snapshot(baseline_score=torch.full((N,), torch.nan), metrics={"a": float("nan"), "b": 1.0})])
+    opened(tmp_path, [a_snapshot(baseline_score=torch.full((N,), torch.nan), metrics={"a": float("nan"), "b": 1.0})])
 
     def refuse(constant):
         raise AssertionError(constant)
@@ -253,22 +238,22 @@ def test_every_line_is_json_that_any_reader_takes(tmp_path):
 
 
 def test_the_same_epoch_and_step_is_written_once(tmp_path):
-    folder = opened(tmp_path, [make_snapshot(0, 9)])
-    assert folder.append(make_snapshot(0, 10)) is True
-    assert folder.append(make_snapshot(0, 9)) is False
+    folder = opened(tmp_path, [a_snapshot(0, 9)])
+    assert folder.append(a_snapshot(0, 10)) is True
+    assert folder.append(a_snapshot(0, 9)) is False
     assert [s.key for s in History.load(tmp_path).snapshots] == [(0, 9, "epoch"), (0, 10, "epoch")]
 
 
 @pytest.mark.parametrize("torn", [b'{"epoch": 5, "st', b"\xff\xfe", b"{}"])
 def test_a_torn_last_line_is_ignored(tmp_path, torn):
-    opened(tmp_path, [make_snapshot()])
+    opened(tmp_path, [a_snapshot()])
     with open(tmp_path / "history.jsonl", "ab") as file:
         file.write(torn)
     assert len(History.load(tmp_path)) == 1
 
 
 def test_every_prefix_of_a_history_is_a_history(tmp_path):
-    opened(tmp_path, [make_snapshot(0, 1), make_snapshot(0, 2)])
+    opened(tmp_path, [a_snapshot(0, 1), a_snapshot(0, 2)])
     content = (tmp_path / "history.jsonl").read_bytes()
     header = content.index(b"\n") + 1
     lengths = set()
@@ -279,11 +264,11 @@ def test_every_prefix_of_a_history_is_a_history(tmp_path):
 
 
 def test_opening_with_a_checkpoints_snapshots_cuts_what_is_past_it(tmp_path):
-    past = [make_snapshot(0, 9), make_snapshot(1, 19), make_snapshot(2, 29)]
+    past = [a_snapshot(0, 9), a_snapshot(1, 19), a_snapshot(2, 29)]
     opened(tmp_path, past)
     (tmp_path / "maps" / "note.txt").write_text("somebody's own")
     folder = RunFolder(tmp_path)
-    folder.open(make_probe(), "mine", past[:2])
+    folder.open(a_probe(), "mine", past[:2])
     assert [s.key for s in History.load(tmp_path).snapshots] == [(0, 9, "epoch"), (1, 19, "epoch")]
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == [
         "epoch=0000-step=000009.npz",
@@ -296,15 +281,15 @@ def test_opening_with_a_checkpoints_snapshots_cuts_what_is_past_it(tmp_path):
 
 
 def test_a_resumed_run_in_another_folder_takes_its_past_along(tmp_path):
-    past = [make_snapshot(0, 9), make_snapshot(1, 19)]
+    past = [a_snapshot(0, 9), a_snapshot(1, 19)]
     states = [snapshot_to_state(snapshot) for snapshot in past]
-    RunFolder(tmp_path / "new").open(make_probe(), "mine", map(snapshot_from_state, states))
+    RunFolder(tmp_path / "new").open(a_probe(), "mine", map(snapshot_from_state, states))
     for a, b in zip(History.load(tmp_path / "new").snapshots, past, strict=True):
         assert_same(a, b)
 
 
 def test_a_failed_write_leaves_the_history_as_it_was(tmp_path, monkeypatch):
-    folder = opened(tmp_path, [make_snapshot(0, 9)])
+    folder = opened(tmp_path, [a_snapshot(0, 9)])
     before = (tmp_path / "history.jsonl").read_bytes()
 
     class Full(io.FileIO):
@@ -313,15 +298,15 @@ def test_a_failed_write_leaves_the_history_as_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr("builtins.open", lambda path, mode, buffering: Full(path, mode))
     with pytest.raises(OSError, match="No space left"):
-        folder.append(make_snapshot(1, 19))
+        folder.append(a_snapshot(1, 19))
     monkeypatch.undo()
     assert (tmp_path / "history.jsonl").read_bytes() == before
-    assert folder.append(make_snapshot(1, 19)) is True
+    assert folder.append(a_snapshot(1, 19)) is True
     assert len(History.load(tmp_path)) == 2
 
 
 def test_nothing_temporary_is_left(tmp_path):
-    opened(tmp_path, [make_snapshot(0, 9), make_snapshot(1, 19)])
+    opened(tmp_path, [a_snapshot(0, 9), a_snapshot(1, 19)])
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -363,7 +348,7 @@ def rewrite(tmp_path, number: int, **changes: object) -> None:
     ],
 )
 def test_foreign_content_is_refused_with_a_sentence(tmp_path, number, changes, message):
-    opened(tmp_path, [make_snapshot()])
+    opened(tmp_path, [a_snapshot()])
     rewrite(tmp_path, number, **changes)
     with pytest.raises(ValueError, match=r"is damaged, or no history of this package") as caught:
         History.load(tmp_path)
@@ -376,7 +361,7 @@ def test_foreign_content_is_refused_with_a_sentence(tmp_path, number, changes, m
     [("score", [1.0]), ("score", 3), ("target", [0.5] * N), ("target", [2**64] * N), ("score", ["nan"] * N)],
 )
 def test_values_of_another_kind_are_refused(tmp_path, name, values):
-    opened(tmp_path, [make_snapshot()])
+    opened(tmp_path, [a_snapshot()])
     line = json.loads((tmp_path / "history.jsonl").read_text().splitlines()[1])
     rewrite(tmp_path, 1, values={**line["values"], name: values})
     with pytest.raises(ValueError, match="is damaged"):
@@ -385,7 +370,7 @@ def test_values_of_another_kind_are_refused(tmp_path, name, values):
 
 @pytest.mark.parametrize("line", [b"[1]", b"[" * 100_000, b"{", b"\xff\xff", b'{"epoch": NaN}', b"9" * 5000])
 def test_a_damaged_line_before_the_last_is_refused(tmp_path, line):
-    opened(tmp_path, [make_snapshot()])
+    opened(tmp_path, [a_snapshot()])
     with open(tmp_path / "history.jsonl", "ab") as file:
         file.write(line + b"\n")
     with pytest.raises(ValueError, match="line 3 is damaged"):
@@ -417,7 +402,7 @@ def test_a_folder_without_a_history_names_the_one_below(tmp_path):
 
 
 def maps_file(tmp_path):
-    opened(tmp_path, [make_snapshot()])
+    opened(tmp_path, [a_snapshot()])
     return tmp_path / "maps" / "epoch=0000-step=000009.npz"
 
 

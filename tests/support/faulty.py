@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
-from tests.contract.helpers import Net
+from tests.support.fits import Net
 
 
 class Flaky:

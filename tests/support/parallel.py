@@ -15,8 +15,8 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from egcam_lightning import ExpectedGradCAMCallback
 from egcam_lightning.history.codec import snapshot_from_state, snapshot_to_state
-from tests.contract.faulty import heard
-from tests.contract.helpers import fit
+from tests.support.faulty import heard
+from tests.support.fits import fit
 
 
 class Report(Callback):

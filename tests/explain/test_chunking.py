@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from torch import Tensor, nn
-from toy_networks import VGG, images, relative_error, seeded
 
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.explain.chunking import Chunks, is_out_of_memory
 from egcam_lightning.explain.split_model import SplitModel, host_image_like
+from tests.support.maps import relative_error
+from tests.support.networks import VGG, seeded
+from tests.support.pictures import images
 
 MESSAGES = [
     "CUDA out of memory. Tried to allocate 2.00 GiB",
