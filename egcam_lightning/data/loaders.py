@@ -128,7 +128,7 @@ class SampleReader:
         else:
             found = islice(self._copy(order, "Pass a batch as `probe`.", loader.dataset), _LONGEST_SAMPLER)
         # A sampler of batches gives lists of indices.
-        flat = (i for entry in found for i in (entry if isinstance(entry, (list, tuple)) else (entry,)))
+        flat = (i for entry in found for i in (entry if _is_several(entry) else (entry,)))
         return list(dict.fromkeys(int(i) if isinstance(i, (Tensor, np.integer)) else i for i in flat))
 
     def read(self, loader: Any, batches: Sequence[Sequence[Any]]) -> Iterator[Any]:
@@ -145,7 +145,9 @@ class SampleReader:
         collate = _Collate(loader.collate_fn)
         arguments: dict[str, Any] = {"generator": torch.Generator().manual_seed(0)}
         if batches_itself(loader):
-            arguments |= {"batch_size": None, "sampler": [indices[0] for indices in batches]}
+            in_bulk = isinstance(loader.sampler, BatchSampler)  # which asks the data set for many samples at once
+            asked = [list(indices) if in_bulk else indices[0] for indices in batches]
+            arguments |= {"batch_size": None, "sampler": asked}
         else:
             arguments |= {"batch_sampler": [list(indices) for indices in batches]}
         if loader.num_workers > 0:
@@ -214,9 +216,16 @@ class _Collate:
             return _NoBatch(error)
 
 
+def _is_several(entry: Any) -> bool:
+    """Whether what a sampler gives is a batch of indices."""
+    return isinstance(entry, (list, tuple)) or (isinstance(entry, (Tensor, np.ndarray)) and entry.ndim > 0)
+
+
 def num_samples(loader: Any) -> int | None:
     """How many samples a loader's data set has, or ``None`` where they cannot be had by index."""
     dataset = getattr(loader, "dataset", None)
+    if getattr(type(loader), "__iter__", None) is not DataLoader.__iter__:  # it makes something else of its batches
+        return None
     if (
         not isinstance(loader, DataLoader)
         or isinstance(dataset, IterableDataset)

@@ -40,15 +40,16 @@ def balanced_indices(labels: Sequence[int], count: int) -> list[int]:
     )
 
 
+_PURE = {"datasets", "torch", "torchvision", "timm", "transformers"}  # whose properties only look things up
+
+
 def known_labels(dataset: Any) -> list[int] | None:
     """The class of every sample, where the data set keeps them, or ``None``.
 
     Looked for as torchvision and many others name them, in a ``TensorDataset``, and behind ``Subset``.
     """
     for name in ("targets", "labels", "label", "y"):
-        # A property may open a file, which is not ours to open.
-        computed = isinstance(inspect.getattr_static(dataset, name, None), property)
-        labels = None if computed else _classes(getattr(dataset, name, None), len(dataset))
+        labels = _classes(_stored(dataset, name), len(dataset))
         if labels is not None:
             return labels
     for tensor in reversed(getattr(dataset, "tensors", ())):
@@ -84,9 +85,9 @@ def class_names_of(*sources: Any) -> tuple[str, ...] | None:
 
     """
     for source in _unwrapped(sources):
-        names = _named(getattr(source, "classes", None)) or _named(getattr(source, "class_names", None))
-        names = names or _by_number(_swapped(getattr(source, "class_to_idx", None)))
-        features = getattr(source, "features", None)
+        names = _named(_stored(source, "classes")) or _named(_stored(source, "class_names"))
+        names = names or _by_number(_swapped(_stored(source, "class_to_idx")))
+        features = _stored(source, "features")
         if names is None and isinstance(features, Mapping):  # of a Hugging Face data set, not of a model
             names = next(filter(None, (_named(getattr(f, "names", None)) for f in features.values())), None)
         if names is None and isinstance(source, nn.Module):
@@ -168,8 +169,25 @@ def _named(names: Any) -> tuple[str, ...] | None:
     return None
 
 
+def _stored(source: Any, name: str) -> Any:
+    """An attribute as a source holds it; ``None`` where there is none, or where the user's code computes it.
+
+    A property of a data set may open a file, which is not ours to open: workers that are forked later would share it.
+    """
+    static = inspect.getattr_static(source, name, None)
+    if isinstance(static, property) and getattr(static.fget, "__module__", "").split(".")[0] not in _PURE:
+        return None
+    try:
+        return getattr(source, name, None)
+    except Exception:  # of attributes that are computed in another way
+        return None
+
+
 def _swapped(mapping: Any) -> dict[Any, Any] | None:
-    return {number: name for name, number in mapping.items()} if isinstance(mapping, Mapping) else None
+    try:
+        return {number: name for name, number in mapping.items()} if isinstance(mapping, Mapping) else None
+    except TypeError:  # numbers that are none
+        return None
 
 
 def _by_number(mapping: Any) -> tuple[str, ...] | None:
@@ -178,7 +196,10 @@ def _by_number(mapping: Any) -> tuple[str, ...] | None:
         return None
     if all(str(name) == f"LABEL_{number}" for number, name in mapping.items()):
         return None
-    return tuple(str(name) for _, name in sorted(mapping.items(), key=lambda item: int(item[0])))
+    try:
+        return tuple(str(name) for _, name in sorted(mapping.items(), key=lambda item: int(item[0])))
+    except (TypeError, ValueError):
+        return None
 
 
 def _unwrapped(sources: Sequence[Any]) -> Iterator[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -21,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from egcam_lightning.explain.chunking import is_out_of_memory
 from egcam_lightning.explain.put_back import (
     bits_of,
+    generator_put_back,
     has_member,
     is_in_place,
     put_back_gradient,
@@ -67,7 +67,8 @@ class State:
     Args:
         modules: where to begin.
         earlier: states whose copies can be shared; they must be put back after this one.
-        weights: whether to copy the parameters that are trained.
+        weights: whether to copy the parameters: those that are trained, and those that a model moves by itself, such as
+            the running average of a momentum encoder.
 
     Raises:
         torch.OutOfMemoryError: where a copy finds no memory. Copies that do not fit on a device are kept on the CPU.
@@ -86,7 +87,10 @@ class State:
             value = waiting.pop()
             if id(value) not in seen:
                 seen.add(id(value))
-                waiting.extend(self._keep(value))
+                try:
+                    waiting.extend(self._keep(value))
+                except (NotImplementedError, TypeError, AttributeError, LookupError, ValueError):
+                    continue  # what cannot even be looked at, such as a generator without a state
         self._copy(earlier)
 
     def put_back(self) -> None:
@@ -124,7 +128,7 @@ class State:
             held = _looked_into(value)
         elif isinstance(value, (bytearray, array)):
             self._put_back.append(partial(put_back_list, value, value[:]))
-        elif (set_state := _generator(value)) is not None:
+        elif (set_state := generator_put_back(value)) is not None:
             self._put_back.append(set_state)
             return ()
         return held if type(value) in _CONTAINERS else chain(held, self._keep_attributes(value))
@@ -184,13 +188,15 @@ class State:
         return chain(_looked_into(fields.values()), self._keep_table(table) if isinstance(table, dict) else ())
 
     def _keep_tensor(self, tensor: Tensor) -> Iterable[Any]:
+        if tensor.is_nested:  # which has no shape to find it again by
+            return ()
         held = list(self._keep_table(vars(tensor)))  # libraries hang their notes on a weight
         if tensor.is_leaf:
             self._put_back.append(partial(put_back_gradient, tensor, tensor.grad, tensor.requires_grad))
         weight = isinstance(tensor, nn.Parameter)
         if not _is_readable(tensor) or (weight and self._sharded):
             return held
-        if not weight or (self._weights and tensor.requires_grad):
+        if not weight or self._weights:
             self._uncopied.append((id(tensor), tensor, tensor))
         else:
             self._put_back.append(partial(put_back_memory, tensor, tensor.detach()))
@@ -315,19 +321,6 @@ def _put_back_contents(kept: Iterable[_Kept]) -> None:
             for piece, copy, differs in zip(_pieces(entry.tensor.detach()), entry.pieces, flags, strict=True):
                 if differs:
                     piece.copy_(copy)
-
-
-def _generator(value: Any) -> Callable[[], object] | None:
-    """What puts a generator of random numbers back; ``None`` for anything else."""
-    if isinstance(value, torch.Generator):
-        return partial(value.set_state, value.get_state())
-    if isinstance(value, np.random.Generator):
-        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
-    if isinstance(value, np.random.RandomState):
-        return partial(value.set_state, value.get_state())
-    if isinstance(value, random.Random):
-        return partial(value.setstate, value.getstate())
-    return None
 
 
 def _looked_into(values: Iterable[Any]) -> Sequence[Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from operator import is_
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +52,9 @@ def put_back_gradient(tensor: Tensor, gradient: Tensor | None, required: bool) -
 
 def put_back_items(now: dict[Any, Any], before: dict[Any, Any]) -> None:
     """Put the items of a dictionary back: the same objects under the same keys in the same order."""
-    if not (now or before) or (_same(now, before) and _same(now.values(), before.values())):
+    # Not by a method of the user's own, which may make values up, or raise.
+    values = now.values() if isinstance(now, OrderedDict) else dict.values(now)
+    if not (now or before) or (_same(now, before) and _same(values, before.values())):
         return
     kind: Any = OrderedDict if isinstance(now, OrderedDict) else dict  # a class of the user's may refuse to be written
     kind.clear(now)
@@ -93,3 +98,16 @@ def put_back_scripted(module: torch.jit.ScriptModule, name: str, before: Any) ->
     """Put an attribute of a scripted module back."""
     if not isinstance(before, Tensor) or module._c.getattr(name) is not before:
         module._c.setattr(name, before)
+
+
+def generator_put_back(value: Any) -> Callable[[], object] | None:
+    """What puts a generator of random numbers back; ``None`` for anything else."""
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    return None

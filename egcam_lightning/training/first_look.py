@@ -92,6 +92,11 @@ def look_at_model(
         explainer.score.check(output, known if known is None or known.ndim == 1 else known[: len(output)])
         layer = explainer.find(*inputs)
         fast = explainer.is_fast(*inputs)
+    if config.target == "label" and probe.labels is None and explainer.score.takes_labels:
+        failsafe.inform(
+            "No labels were found in the batches: the class that the model predicts is explained of each image. Pass "
+            "`label_key` where there are some, or target='predicted'."
+        )
     if probe.targets is None and known is not None:
         run_state.probe = probe = probe.with_targets(known)
     metrics = build_metrics(config.metrics, masks=config.keys.masks_key is not None or probe.masks is not None)

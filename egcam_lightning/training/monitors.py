@@ -108,8 +108,14 @@ class Monitors:
                 )
 
     def end(self) -> None:
-        """Leave all as the user made them."""
+        """Leave all as the user made them, and say whose value never came."""
         for waiting in list(self._waiting):
+            part = waiting[0]
+            if _kind(part) == "ModelCheckpoint" and self._trainer.state.finished:
+                rank_zero_warn(
+                    f"{_name(part)} monitors {part.monitor!r}, which never had a value, and has saved no checkpoint by "
+                    "it. Save the trained weights now with `trainer.save_checkpoint(path)`."
+                )
             self._set_back(waiting)
 
     def _set_back(self, waiting: tuple[Any, str, Any]) -> None:
@@ -183,8 +189,11 @@ class Monitors:
     def _never(self, key: str) -> str | None:
         """Why a key of ours can have no value with these settings, and what to write; ``None`` where it can."""
         config = self._config
-        if self._config.every_n_epochs is None:
+        epochs, n = self._trainer.max_epochs, config.every_n_epochs
+        if n is None:
             return "only values of epochs can be monitored, and every_n_epochs=None takes none. Write every_n_epochs=1."
+        if epochs is not None and 0 <= epochs < n:
+            return f"the fit ends before every_n_epochs={n} takes one. Write every_n_epochs=1."
         if key in self._metrics:
             return None
         consensus = any(isinstance(metric, ExplanationConsensus) for metric in self._metrics.values())

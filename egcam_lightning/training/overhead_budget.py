@@ -38,15 +38,12 @@ class OverheadBudget:
 
     def due(self, elapsed: float) -> bool:
         """Count an occasion, and say whether to take a snapshot at it."""
+        if self.max_overhead is None:  # whatever the interval that a checkpoint brought
+            return True
         self._passed += 1
         if self._passed < self.interval:
             return False
-        if (
-            self.max_overhead is not None
-            and self._taken >= _ALWAYS
-            and self.fraction(elapsed) > self.max_overhead
-            and self._passed == self.interval
-        ):
+        if self._taken >= _ALWAYS and self.fraction(elapsed) > self.max_overhead and self._passed == self.interval:
             self.interval *= 2
             return False
         return True

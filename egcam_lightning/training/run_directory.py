@@ -35,7 +35,7 @@ def run_directory(trainer: Trainer, save_dir: str | None, prefix: str, run: str 
 
     """
     root, first = _root(trainer, save_dir)
-    versions = {int(path.name[8:]): path / prefix for path in root.glob("version_*") if path.name[8:].isdigit()}
+    versions = {int(path.name[8:]): path / prefix for path in root.glob("version_*") if path.name[8:].isdecimal()}
     places = [*([first / prefix] if first else []), *(versions[k] for k in sorted(versions))]
     holders = {place: run_of(place) for place in places}
     going_on = [place for place, holder in holders.items() if run and holder == run]

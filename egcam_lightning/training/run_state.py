@@ -165,7 +165,7 @@ class RunState:
             schedule.load_state_dict(state["schedule"])
             if any(len(snapshot.target) != (0 if probe is None else len(probe)) for snapshot in snapshots):
                 raise ValueError("the snapshots are of another number of images")
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except Exception as error:  # whatever a damaged state makes of the code that reads it
             rank_zero_warn(
                 f"The explanations in the checkpoint cannot be read ({type(error).__name__}: {error}). The history "
                 "starts afresh; training is not affected."

@@ -94,7 +94,7 @@ BREAKS = {
         [(egcam_lightning.report, "build_report", MemoryError("the page"), at(0))], "building the page failed.*page", 4,
     ),
     "a logger that does not know its folder": (
-        [(egcam_lightning.training.session, "run_directory", ConnectionError("not logged in"), at(0, 1))],
+        [(egcam_lightning.training.run_directory, "run_directory", ConnectionError("not logged in"), at(0, 1))],
         "finding where files go failed.*ConnectionError: not logged in", 4,
     ),
     "sinks that cannot be made": (

@@ -139,7 +139,9 @@ def test_the_data_set_that_training_reads_is_not_touched(reader, workers):
     assert [batch.tolist() for batch in reader.read(loader, [[0, 3], [5]])] == [[0, 3], [5]]
     assert data.reads == []
     assert data.generator.bit_generator.state == state
-    assert set(threading.enumerate()) <= threads, "its worker has ended"
+    for thread in set(threading.enumerate()) - threads:  # what fed its worker has ended with it
+        thread.join(10)
+        assert not thread.is_alive()
     assert loader._iterator is None, "the loader has no workers yet"
 
 
@@ -210,3 +212,30 @@ def test_a_data_set_that_knows_the_trainer_is_copied_without_it(reader):
     data = Knows(trainer=reader._kept[0])
     data.collate = data.collate
     assert next(reader.read(DataLoader(data, collate_fn=data.collate), [[1, 2]])).tolist() == [1, 2]
+
+
+class Bulk(Numbers):
+    """Asked for many samples at once."""
+
+    def __getitem__(self, index):
+        return torch.tensor(index)
+
+
+def test_a_data_set_that_is_asked_for_many_samples_at_once_is_asked_so(reader):
+    data = Bulk()
+    loader = DataLoader(data, batch_size=None, sampler=BatchSampler(SequentialSampler(data), 4, False))
+    batch, indices = reader.evenly_spaced(loader, 3)
+    assert batch.tolist() == indices == [0, 4, 8]
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_batches_of_indices_may_be_arrays(reader, kind):
+    assert list(reader.delivered(DataLoader(DATA, batch_sampler=[kind([3, 1]), kind([2])]))) == [3, 1, 2]
+
+
+def test_a_loader_that_changes_its_batches_is_not_read_by_index(reader):
+    class Scales(DataLoader):
+        def __iter__(self):
+            return (3 * batch for batch in super().__iter__())
+
+    assert reader.delivered(Scales(DATA, 4)) is None

@@ -208,3 +208,27 @@ def test_a_balanced_choice_is_as_even_as_the_data_allow(count):
     for label, number in counts.items():
         # A class has fewer than another only where it has no more.
         assert number == labels.count(label) or number >= max(counts.values()) - 1
+
+
+def test_what_the_users_code_computes_is_not_asked_for():
+    class Opens(Animals):
+        opened = False
+
+        @property
+        def class_names(self):
+            type(self).opened = True
+            return ["cat", "dog"]
+
+        classes = targets = class_to_idx = class_names
+
+    assert class_names_of(Opens()) is None
+    assert known_labels(Opens()) is None
+    assert normalization_of(Opens()) is None
+    assert not Opens.opened
+
+
+@pytest.mark.parametrize("mapping", [{"cat": "a"}, {"a": [1]}, {None: "b"}])
+def test_mappings_that_number_nothing_give_no_names(mapping):
+    model = Wrapper(nn.Identity())
+    model.model.config = SimpleNamespace(id2label=mapping)
+    assert class_names_of(model, SimpleNamespace(class_to_idx=mapping)) is None

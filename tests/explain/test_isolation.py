@@ -620,3 +620,30 @@ def test_the_first_forward_pass_of_a_sharding_wrapper_is_kept() -> None:
     assert wrapper.ready
     assert wrapper.mean.dtype == torch.bfloat16
     assert wrapper.training
+
+
+def test_what_cannot_be_looked_at_is_left_alone_and_a_momentum_encoder_is_put_back():
+    class Raises(dict):
+        def values(self):
+            raise KeyError("lazy")
+
+    class Momentum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key = nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False)
+            self.system, self.lazy = random.SystemRandom(), Raises(a=1)
+            self.nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.key.weight.lerp_(self.query.weight, 0.5)
+                self.key.bias.data.mul_(0.9)
+            return self.key(x)
+
+    model = Momentum()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with isolated(model, weights=True):
+        model(torch.ones(1, 2))
+        assert not torch.equal(model.key.weight, before["key.weight"])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -52,3 +52,14 @@ def test_a_resumed_schedule_goes_on_as_if_never_interrupted():
             second.took(0.5)
             elapsed += 0.5
     assert taken == expected
+
+
+def test_without_a_budget_all_are_taken_whatever_a_checkpoint_says():
+    stretched = OverheadBudget(0.01)
+    for step in range(20):
+        if stretched.due(float(step)):
+            stretched.took(1.0)
+    assert stretched.interval > 1
+    free = OverheadBudget(None)
+    free.load_state_dict(stretched.state_dict(20.0))
+    assert all(free.due(float(step)) for step in range(5))
