@@ -146,7 +146,8 @@ class RunState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; a state that cannot be read is told of, and the run starts afresh."""
-        if state.get("version") not in (1, VERSION):
+        version = state.get("version")
+        if not isinstance(version, int) or version not in (1, VERSION):
             rank_zero_warn(
                 f"The checkpoint holds explanations in version {state.get('version')!r} of the format, and this "
                 f"package reads version 1 and version {VERSION}. The history starts afresh; training is not affected."
