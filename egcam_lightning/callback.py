@@ -241,6 +241,8 @@ class ExpectedGradCAMCallback(Callback):
         """Build the page a last time."""
         if self._session is not None:
             self._session.finish()
+        if self._monitors is not None:
+            self._monitors.conclude()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a page of what there is when training ends early; nothing is torn down then."""

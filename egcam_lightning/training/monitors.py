@@ -107,15 +107,18 @@ class Monitors:
                     "one; training goes on."
                 )
 
-    def end(self) -> None:
-        """Leave all as the user made them, and say whose value never came."""
-        for waiting in list(self._waiting):
-            part = waiting[0]
-            if _kind(part) == "ModelCheckpoint" and self._trainer.state.finished:
+    def conclude(self) -> None:
+        """Say at the end of training who has waited in vain for a checkpoint to be saved."""
+        for part, _, _ in self._waiting:
+            if _kind(part) == "ModelCheckpoint":
                 rank_zero_warn(
                     f"{_name(part)} monitors {part.monitor!r}, which never had a value, and has saved no checkpoint by "
                     "it. Save the trained weights now with `trainer.save_checkpoint(path)`."
                 )
+
+    def end(self) -> None:
+        """Leave all as the user made them."""
+        for waiting in list(self._waiting):
             self._set_back(waiting)
 
     def _set_back(self, waiting: tuple[Any, str, Any]) -> None:
@@ -189,11 +192,8 @@ class Monitors:
     def _never(self, key: str) -> str | None:
         """Why a key of ours can have no value with these settings, and what to write; ``None`` where it can."""
         config = self._config
-        epochs, n = self._trainer.max_epochs, config.every_n_epochs
-        if n is None:
+        if config.every_n_epochs is None:
             return "only values of epochs can be monitored, and every_n_epochs=None takes none. Write every_n_epochs=1."
-        if epochs is not None and 0 <= epochs < n:
-            return f"the fit ends before every_n_epochs={n} takes one. Write every_n_epochs=1."
         if key in self._metrics:
             return None
         consensus = any(isinstance(metric, ExplanationConsensus) for metric in self._metrics.values())

@@ -325,3 +325,28 @@ def test_no_value_is_ever_made_up(tmp_path):
     for values, snapshot in zip(seen[1:], [callback.history[1]] * 2 + [callback.history[2]], strict=True):
         assert all(math.isfinite(value) for value in values.values())
         assert values["egcam/infidelity"] == pytest.approx(snapshot.metrics["infidelity"], rel=1e-5)
+
+
+def test_a_checkpoint_that_has_waited_in_vain_is_told_of_at_the_end(tmp_path):
+    waits = ModelCheckpoint(tmp_path / "kept", monitor="egcam/drift/previous")
+    with pytest.warns(
+        UserWarning, match=r"'egcam/drift/previous', which never had a value, and has saved no checkpoint"
+    ):
+        fit(tmp_path, make_callback(log_at_start=False), waits, max_epochs=1, enable_checkpointing=True)
+    assert waits.save_top_k == 1
+    assert not list((tmp_path / "kept").glob("*"))
+
+
+def test_missing_labels_are_told_of(tmp_path, caplog):
+    loader = train_loader(collate_fn=lambda samples: {"x": torch.stack([x for x, _ in samples])})
+
+    class Unlabelled(Net):
+        def training_step(self, batch, batch_idx):
+            return self(batch["x"]).square().mean()
+
+        def validation_step(self, batch, batch_idx):
+            self(batch["x"])
+
+    with caplog.at_level("INFO"):
+        fit(tmp_path, make_callback(), net=Unlabelled(), train=loader, val=loader, max_epochs=1)
+    assert "No labels were found in the batches" in caplog.text
