@@ -224,8 +224,6 @@ def _is_several(entry: Any) -> bool:
 def num_samples(loader: Any) -> int | None:
     """How many samples a loader's data set has, or ``None`` where they cannot be had by index."""
     dataset = getattr(loader, "dataset", None)
-    if getattr(type(loader), "__iter__", None) is not DataLoader.__iter__:  # it makes something else of its batches
-        return None
     if (
         not isinstance(loader, DataLoader)
         or isinstance(dataset, IterableDataset)

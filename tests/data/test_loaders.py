@@ -231,11 +231,3 @@ def test_a_data_set_that_is_asked_for_many_samples_at_once_is_asked_so(reader):
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
 def test_batches_of_indices_may_be_arrays(reader, kind):
     assert list(reader.delivered(DataLoader(DATA, batch_sampler=[kind([3, 1]), kind([2])]))) == [3, 1, 2]
-
-
-def test_a_loader_that_changes_its_batches_is_not_read_by_index(reader):
-    class Scales(DataLoader):
-        def __iter__(self):
-            return (3 * batch for batch in super().__iter__())
-
-    assert reader.delivered(Scales(DATA, 4)) is None
