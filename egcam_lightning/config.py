@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from torchmetrics import Metric, MetricCollection
 
 from egcam_lightning.data.batch import BatchKeys
 from egcam_lightning.data.probe import check_probe
 from egcam_lightning.data.targets import Target, check_target
-from egcam_lightning.explain.config import ExplainerConfig, check_counts
+from egcam_lightning.explain.config import ExplainerConfig, check_counts, pick
 from egcam_lightning.metrics.registry import build_metrics
-
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,7 +53,7 @@ class CallbackConfig:
     def from_arguments(cls, arguments: Mapping[str, Any]) -> CallbackConfig:
         """Group the callback's arguments, given by their names."""
         additional = arguments["additional_keys"]
-        return _pick(
+        return pick(
             cls,
             {
                 **arguments,
@@ -64,7 +62,7 @@ class CallbackConfig:
                     for name in ("class_names", "mean", "std")
                 },
                 "explainer": ExplainerConfig.from_arguments(arguments),
-                "keys": _pick(
+                "keys": pick(
                     BatchKeys,
                     {
                         **arguments,
@@ -118,11 +116,6 @@ class CallbackConfig:
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """The mean and standard deviation that images were normalised with, where the user said so."""
         return None if self.mean is None or self.std is None else (self.mean, self.std)
-
-
-def _pick(kind: Callable[..., Config], arguments: Mapping[str, Any]) -> Config:
-    """A dataclass of those arguments that are its fields."""
-    return kind(**{field.name: arguments[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def _readable_again(metrics: Any) -> Any:

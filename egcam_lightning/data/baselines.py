@@ -43,6 +43,7 @@ class Baselines:
         self._size = size
         self._seed = seed
         self._limit = limit
+        self._warned_size = False
         self._rank = 0
         self._world = 1
         self._reservoir = BaselineReservoir(size, seed)
@@ -231,7 +232,7 @@ class Baselines:
         size = probe.images.shape[2:]
         if images.shape[2:] == size:
             return images
-        if not getattr(self, "_warned_size", False):
+        if not self._warned_size:
             self._warned_size = True
             rank_zero_warn(
                 f"Training images are {tuple(images.shape[2:])} and validation images {tuple(size)}: baselines are "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from egcam_lightning.explain.perturbation import Perturbation, Weighting, check_choice
 from egcam_lightning.explain.scores import Score, ScoreName, as_score
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,7 +68,7 @@ class ExplainerConfig:
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> ExplainerConfig:
         """Those of some arguments, given by their names, that are the explainer's."""
-        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+        return pick(cls, arguments)
 
     @property
     def layers(self) -> tuple[str | nn.Module, ...]:
@@ -77,6 +79,11 @@ class ExplainerConfig:
     def arguments(self, **changes: Any) -> dict[str, Any]:
         """The arguments by name, with some of them changed."""
         return {field.name: getattr(self, field.name) for field in fields(self)} | changes
+
+
+def pick(kind: Callable[..., Config], arguments: Mapping[str, Any]) -> Config:
+    """A dataclass of those arguments, given by their names, that are its fields."""
+    return kind(**{field.name: arguments[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def check_counts(*, optional: bool = False, **counts: int | None) -> None:

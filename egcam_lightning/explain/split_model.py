@@ -125,7 +125,7 @@ class SplitModel:
     def from_points(self, points: Tensor, host_image: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         """Run only the part behind the layer, on a batch of points.
 
-        One *carrier* image goes through the model, and the layer's hook returns the points instead of its own output:
+        One *host* image goes through the model, and the layer's hook returns the points instead of its own output:
         everything before the layer has cost one image.
 
         Args:

@@ -300,7 +300,7 @@ def describe(keys: Iterable[str]) -> list[dict[str, Any]]:
         keys: keys as logged, without the prefix; unknown ones (a user's own metrics) are shown under their key.
 
     Returns:
-        One dictionary a key: ``key`` and the fields of :class:`Facts`; known keys first, in catalogue order.
+        One dictionary a key: ``key`` and the fields of :class:`Facts`; known keys first, in the table's order.
 
     Example:
         >>> [fact["title"] for fact in describe(["mine", "infidelity", "consensus"])]
