@@ -12,6 +12,7 @@ from egcam_lightning.explain import Draws, ExpectedGradCAM, Perturbation, expect
 from egcam_lightning.explain.explanation import Explanation
 from egcam_lightning.history.history import History
 from egcam_lightning.history.records import ProbeImages, Snapshot
+from egcam_lightning.metrics.rank_layers import RankedLayer, rank_layers
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,8 @@ __all__ = [
     "History",
     "Perturbation",
     "ProbeImages",
+    "RankedLayer",
     "Snapshot",
     "expected_gradcam",
+    "rank_layers",
 ]

@@ -1,14 +1,15 @@
-"""Explaining images at one layer: capture them, test the layer, draw, weigh."""
+"""Explaining images at a layer, or at several at once: capture them, test the layer, draw, weigh."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from egcam_lightning.explain.captured import Captured, replay, rows_of
+from egcam_lightning.explain.captured import Captured, capture_at, replay, rows_of
 from egcam_lightning.explain.chunking import Chunks
 from egcam_lightning.explain.cut_test import CutTest, find_cut
 from egcam_lightning.explain.explanation import Explanation
@@ -54,28 +55,30 @@ class AtLayer:
 
     def explain(
         self,
-        inputs: Tensor,
-        baselines: Tensor | None,
-        others: tuple[Any, ...],
-        target: Tensor | int | None,
+        images: Captured,
+        baselines: Captured | None,
+        targets: Tensor,
         draws: Draws | None,
         image_index: list[int],
     ) -> tuple[Explanation, bool]:
-        """Explain images; the arguments are those of the explainer.
+        """Explain images, as the layer sees them and their baselines.
+
+        Args:
+            images: the ``B`` images.
+            baselines: the ``R`` baselines; where the model has other inputs, ``R`` for each image, seen with its own.
+            targets: ``(B,)`` int64, or ``(B, classes)`` bool.
+            draws: samples to use instead of the layer's own.
+            image_index: an index for each image, by which its samples are drawn.
 
         Returns:
             The explanation, and whether paths had to run between images although they were to run between activations.
 
         """
         perturbation, kind = self.perturbation, self.perturbation.baseline
-        references = {"data": baselines, "zeros": torch.zeros_like(inputs[:1]), "none": None}[kind]
-        images = Captured.of(self.split, inputs, self.image_chunks, others)
-        targets = as_targets(target, images.output, len(inputs), inputs.device, self.score)
+        inputs, others = images.inputs, images.others
         score_of = self.score.bind(in_float(images.output), targets)
-        seen = None if references is None else self._see_baselines(references, inputs, others)
-
         in_activations = perturbation.space == "activation"
-        test = self.find_cut(images, seen) if in_activations or kind == "none" else CutTest(None, True)
+        test = self.find_cut(images, baselines) if in_activations or kind == "none" else CutTest(None, True)
         # The gradient at the image itself is the same, whichever way it is had.
         differs = in_activations and not test.is_cut and not (kind == "none" and perturbation.noise == 0)
         gradients = PathGradients(
@@ -86,23 +89,23 @@ class AtLayer:
             split=self.split,
             layout=self.layout,
             images=images,
-            baselines=seen,
+            baselines=baselines,
             score_of=score_of,
             linear_score=self.score.linear,
             host_image=test.host_image if in_activations else None,
         )
+        own = 1 if baselines is None else len(baselines) // (len(inputs) if others else 1)
         if draws is None:
-            rows = 1 if references is None else len(references)
-            draws = sample_draws(self.num_samples, rows, image_index, perturbation.interval, self.seed)
+            draws = sample_draws(self.num_samples, own, image_index, perturbation.interval, self.seed)
         index, every = draws.baseline_index.to(inputs.device), torch.arange(len(inputs), device=inputs.device)
         # Which row of the baselines as they were seen: with other inputs, there is one for each image.
-        row = index + every * len(references) if references is not None and others else index
+        row = index + every * own if baselines is not None and others else index
         draws = Draws(row, draws.place.to(inputs.device), draws.noise)
         maps, off_grid = gradients.maps(draws, image_index)
 
         score = gradients.score(images.output, every)
-        if seen is not None:
-            scores = gradients.score(seen.output[row.flatten()], every.repeat(len(draws.place)))
+        if baselines is not None:
+            scores = gradients.score(baselines.output[row.flatten()], every.repeat(len(draws.place)))
             baseline_score = scores.view_as(draws.place).mean(0)
         elif test.host_image is not None:
             few = len(inputs) if others else 1  # without other inputs, nothing is the same for all
@@ -119,16 +122,39 @@ class AtLayer:
             prediction=self.score.predict(images.output),
             score=score,
             baseline_score=baseline_score,
-            baseline_index=index if references is not None else -torch.ones_like(index),
+            baseline_index=index if baselines is not None else -torch.ones_like(index),
             size=tuple(inputs.shape[2:]),
             layer=self.split.name,
         )
         return explanation, differs and test.tells_images_apart
 
-    def _see_baselines(self, references: Tensor, inputs: Tensor, others: tuple[Any, ...]) -> Captured:
-        """Baselines as the model sees them: each with what each image is seen with."""
-        if not others:
-            return Captured.of(self.split, references, self.image_chunks)
+
+def explain_at(
+    layers: Sequence[AtLayer],
+    inputs: Tensor,
+    baselines: Tensor | None,
+    others: tuple[Any, ...],
+    target: Tensor | int | None,
+    draws: Draws | None,
+    image_index: list[int],
+) -> list[tuple[Explanation, bool]]:
+    """Explain images at several layers of one model, which sees images and baselines once for all of them.
+
+    The arguments are those of the explainer; what is returned is that of :meth:`AtLayer.explain`, one a layer.
+    """
+    first = layers[0]
+    splits = [layer.split for layer in layers]
+    references = {"data": baselines, "zeros": torch.zeros_like(inputs[:1]), "none": None}[first.perturbation.baseline]
+    images = capture_at(splits, inputs, first.image_chunks, others)
+    targets = as_targets(target, images[0].output, len(inputs), inputs.device, first.score)
+    seen: Sequence[Captured | None] = [None] * len(layers)
+    if references is not None and others:  # each baseline as it is seen with what each image is seen with
         every = torch.arange(len(inputs), device=inputs.device).repeat_interleave(len(references))
         repeated = references.repeat(len(inputs), *[1] * (references.ndim - 1))
-        return Captured.of(self.split, repeated, self.image_chunks, rows_of(others, every))
+        seen = capture_at(splits, repeated, first.image_chunks, rows_of(others, every))
+    elif references is not None:
+        seen = capture_at(splits, references, first.image_chunks)
+    return [
+        layer.explain(shown, behind, targets, draws, image_index)
+        for layer, shown, behind in zip(layers, images, seen, strict=True)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,15 @@ def observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[Ca
         found = class_maps if layout.to_grid(activation).shape[1] == classes else features
         found.append(Candidate(name, module, tuple(activation.shape[1:]), layout, id(tensor), axis))
     return features or class_maps, head, obstacle
+
+
+def outermost(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Of candidates that share an output (a block and the container around it) the outermost."""
+    found: dict[int, Candidate] = {}
+    for candidate in candidates:
+        found.pop(candidate.tensor, None)
+        found[candidate.tensor] = candidate
+    return list(found.values())
 
 
 def _passes_on(module: nn.Module, given: Tensor | None, output: Tensor | None) -> bool:

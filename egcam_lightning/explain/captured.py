@@ -11,7 +11,7 @@ from torch import Tensor
 
 from egcam_lightning.explain.chunking import Chunks, images_at_once, points_at_once
 from egcam_lightning.explain.scores import check_rows
-from egcam_lightning.explain.split_model import SplitModel
+from egcam_lightning.explain.split_model import SplitModel, capture
 
 
 def rows_of(others: Sequence[Any], rows: Tensor | slice) -> tuple[Any, ...]:
@@ -42,17 +42,7 @@ class Captured:
     @classmethod
     def of(cls, split: SplitModel, images: Tensor, chunks: Chunks, others: Sequence[Any] = ()) -> Captured:
         """Run the model on any number of images and its other inputs."""
-        activations: list[Tensor] = []
-        outputs: list[Tensor] = []
-
-        def one(chunk: slice) -> None:
-            activation, output = split.capture(images[chunk], *rows_of(others, chunk))
-            check_rows(output, len(images[chunk]))
-            activations.append(activation)
-            outputs.append(output)
-
-        chunks.run(len(images), images_at_once(images), one)
-        return cls(images, tuple(others), torch.cat(activations), torch.cat(outputs))
+        return capture_at([split], images, chunks, others)[0]
 
     def first(self, count: int) -> Captured:
         """The first few of them."""
@@ -68,6 +58,24 @@ class Captured:
             torch.cat([self.activation, more.activation]),
             torch.cat([self.output, more.output]),
         )
+
+
+def capture_at(
+    splits: Sequence[SplitModel], images: Tensor, chunks: Chunks, others: Sequence[Any] = ()
+) -> list[Captured]:
+    """Run the model once on any number of images and its other inputs: what each of several layers makes of them."""
+    activations: list[list[Tensor]] = []
+    outputs: list[Tensor] = []
+
+    def one(chunk: slice) -> None:
+        found, output = capture(splits, images[chunk], *rows_of(others, chunk))
+        check_rows(output, len(images[chunk]))
+        activations.append(found)
+        outputs.append(output)
+
+    chunks.run(len(images), images_at_once(images), one)
+    output = torch.cat(outputs)
+    return [Captured(images, tuple(others), torch.cat(parts), output) for parts in zip(*activations, strict=True)]
 
 
 def replay(split: SplitModel, points: Tensor, host_image: Tensor, chunks: Chunks, others: Sequence[Any] = ()) -> Tensor:

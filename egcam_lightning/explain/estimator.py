@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import replace
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from egcam_lightning.explain.at_layer import AtLayer
+from egcam_lightning.explain.at_layer import AtLayer, explain_at
 from egcam_lightning.explain.bound_score import bound_score
-from egcam_lightning.explain.captured import Captured, rows_of
+from egcam_lightning.explain.captured import capture_at, rows_of
 from egcam_lightning.explain.chunking import Chunks
 from egcam_lightning.explain.config import ExplainerConfig
 from egcam_lightning.explain.explanation import Explanation, mean_over_layers
 from egcam_lightning.explain.inputs import as_tuple, check_inputs
 from egcam_lightning.explain.isolation import isolated, uninitialised
-from egcam_lightning.explain.layer_search import find_layer, telling_sample
+from egcam_lightning.explain.layer_search import find_layers, telling_sample
 from egcam_lightning.explain.model_adapter import ModelAdapter
 from egcam_lightning.explain.perturbation import Perturbation, Weighting
 from egcam_lightning.explain.sampling import Draws
@@ -39,10 +40,10 @@ class ExpectedGradCAM:
 
     Args:
         model: the model. Explained in evaluation mode, whatever mode it is in.
-        target_layer: ``"auto"`` for the last layer that nothing bypasses and whose grid is at least 4x4 (in a
-            transformer that reads its class token an early one, see
-            :func:`~egcam_lightning.explain.layer_search.find_layer`), or a module's name, or a module. Several in a
-            list: calling gives the mean of their maps, :meth:`each` one explanation per layer.
+        target_layer: ``"auto"`` for the mean over two layers that nothing bypasses, the last one and an earlier one
+            that sees finer, where there are two and the perturbation is complete, see
+            :func:`~egcam_lightning.explain.auto_layers.auto_layers`; ``"last"`` for one alone; or a module's name, or
+            a module. Several in a list: calling gives the mean of their maps, :meth:`each` one explanation per layer.
         perturbation: where gradients are taken; ``None`` for :meth:`Perturbation.expected`.
         weighting: ``"elementwise"`` or ``"channel"``; ``None`` for the perturbation's own.
         num_samples: draws per image, ``S``. A multiple of the number of baselines is best. One draw is taken where all
@@ -102,41 +103,31 @@ class ExpectedGradCAM:
         self.num_samples = 1 if self.perturbation.single_draw else num_samples
         self.seed = seed
         self.score = as_score(score)
+        self._asked_for = config.layers
         self._adapter = ModelAdapter(model, forward_fn, output_key)
         self.reshape_transform = reshape_transform
-        # Apart, because memory that images have run out of says nothing about points.
-        self._image_chunks, self._point_chunks = Chunks(chunk_size), Chunks(chunk_size)
-        self._found: AtLayer | None = None
+        self._given_chunk_size = chunk_size
+        # Apart, because memory that images have run out of says nothing about points, nor one layer's about another's.
+        self._image_chunks = Chunks(chunk_size)
+        self._layers: list[AtLayer] = []
         self._size: tuple[int, ...] = ()
-        self._warned_no_cut = False
-        several = isinstance(target_layer, (list, tuple))
-        self._parts = [self._at(layer) for layer in config.layers] if several else []
-
-    def _at(self, layer: str | nn.Module) -> ExpectedGradCAM:
-        """The same explainer for one layer."""
-        part = copy(self)
-        part.target_layer, part._parts = layer, []
-        part._point_chunks = Chunks(self._point_chunks.size)  # their activations differ in size
-        return part
+        self._warned_no_cut: set[str] = set()
 
     @property
     def chunk_size(self) -> int | None:
         """Points that go through the model at once: what was asked for, or what memory has turned out to allow."""
-        sizes = [part.chunk_size for part in self._parts]
-        sizes += [self._image_chunks.size, self._point_chunks.size]
+        sizes = [self._image_chunks.size, *(layer.point_chunks.size for layer in self._layers)]
         return min((size for size in sizes if size is not None), default=None)
 
     @property
     def layer(self) -> str | None:
-        """The name of the target layer, once known."""
-        names = [part.layer for part in self._parts] or [self._found.split.name if self._found else None]
-        return None if None in names else "+".join(str(name) for name in names)
+        """The name of the target layer, once known; of several ``"first+second"``."""
+        return "+".join(layer.split.name for layer in self._layers) or None
 
     @property
     def grid(self) -> tuple[int, ...] | None:
         """The grid of the maps, once known; of several layers the finest."""
-        grids = [part.grid for part in self._parts] or [self._found.layout.grid if self._found else None]
-        return max((g for g in grids if g is not None), key=lambda g: torch.Size(g).numel(), default=None)
+        return max((layer.layout.grid for layer in self._layers), key=lambda g: torch.Size(g).numel(), default=None)
 
     def forward(self, images: Tensor, *others: Any) -> Any:
         """The model's output for its inputs, before anything is explained: the logits, as ``output_key`` finds them.
@@ -181,39 +172,42 @@ class ExpectedGradCAM:
                 with parameters that have no values yet.
 
         """
-        for part in self._parts:
-            part.find(images, *others)
-        if self._parts:
-            return str(self.layer)
         lazy = uninitialised(self.model)
         if lazy is not None:
             raise ValueError(f"The model's parameter {lazy!r} has no values yet. Call the model with a batch first.")
         if self._adapter.must_take_images_alone(images, others, seed=self.seed):
-            self._image_chunks.size = self._point_chunks.size = 1
+            self._image_chunks.size = self._given_chunk_size = 1
+            for layer in self._layers:
+                layer.point_chunks.size = 1
         size = tuple(images.shape[1:])
-        if self._found is None or self._size != size:
-            target = self.target_layer if self._found is None else self._found.split.module
-            assert isinstance(target, (str, nn.Module))
+        if not self._layers or self._size != size:
             with isolated(self.model, seed=self.seed):
                 sample, rows = telling_sample(images, self.chunk_size)
                 given = rows_of(others, rows.to(images.device))
                 if self.reshape_transform is None:  # which need not know of formats
                     self._adapter.settle_format(sample, *given)
                 forward = lambda x: self._adapter(x, *given)  # noqa: E731
-                split, layout = find_layer(self.model, forward, sample, target, self.reshape_transform)
-                self._found = AtLayer(
-                    model=self.model,
-                    split=SplitModel(split.module, split.name, self._adapter, split.axis),
-                    layout=layout,
-                    perturbation=self.perturbation,
-                    score=self.score,
-                    num_samples=self.num_samples,
-                    seed=self.seed,
-                    image_chunks=self._image_chunks,
-                    point_chunks=self._point_chunks,
-                )
+                # Only complete maps can be added up, see `auto_layers`.
+                several = self.perturbation.is_complete and self.reshape_transform is None
+                targets = [layer.split.module for layer in self._layers] or self._asked_for
+                find = partial(find_layers, self.model, forward, sample, several=several)
+                found = [pair for target in targets for pair in find(target, self.reshape_transform)]
+                self._layers = [
+                    AtLayer(
+                        model=self.model,
+                        split=SplitModel(split.module, split.name, self._adapter, split.axis),
+                        layout=layout,
+                        perturbation=self.perturbation,
+                        score=self.score,
+                        num_samples=self.num_samples,
+                        seed=self.seed,
+                        image_chunks=self._image_chunks,
+                        point_chunks=before.point_chunks if before else Chunks(self._given_chunk_size),
+                    )
+                    for (split, layout), before in zip_longest(found, self._layers)
+                ]
                 self._size = size
-        return self._found.split.name
+        return str(self.layer)
 
     def is_fast(self, images: Tensor, *others: Any) -> bool:
         """Whether paths run between activations, so that a draw costs only the part of the network behind the layer.
@@ -225,14 +219,12 @@ class ExpectedGradCAM:
             *others: the model's other inputs, with a row per image.
 
         """
-        if self._parts:
-            return all(part.is_fast(images, *others) for part in self._parts)
         self.find(images, *others)
-        assert self._found is not None
-        few = slice(4)
+        few, splits = slice(4), [layer.split for layer in self._layers]
         with torch.inference_mode(False), torch.no_grad(), isolated(self.model, seed=self.seed):
-            shown = Captured.of(self._found.split, images[few], self._image_chunks, rows_of(others, few))
-            return self.perturbation.space == "activation" and self._found.find_cut(shown).is_cut
+            shown = capture_at(splits, images[few], self._image_chunks, rows_of(others, few))
+            cuts = [layer.find_cut(seen).is_cut for layer, seen in zip(self._layers, shown, strict=True)]
+        return self.perturbation.space == "activation" and all(cuts)
 
     def __call__(
         self,
@@ -264,39 +256,15 @@ class ExpectedGradCAM:
             ValueError: for inputs, baselines, targets or draws that do not fit the model or each other.
 
         """
-        if self._parts:
-            return mean_over_layers(
-                self.each(
-                    inputs,
-                    baselines,
-                    target,
-                    additional_forward_args=additional_forward_args,
-                    draws=draws,
-                    image_index=image_index,
-                )
-            )
-        others = as_tuple(additional_forward_args)
-        check_inputs(self.perturbation, inputs, baselines, others, draws)
-        with torch.inference_mode(False), torch.no_grad(), isolated(self.model, seed=self.seed):
-            # Inference tensors cannot be saved for a gradient; a clone made here is an ordinary tensor.
-            inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
-            if baselines is not None:
-                baselines = baselines.detach().clone() if baselines.is_inference() else baselines.detach()
-            self.find(inputs, *others)
-            index = list(range(len(inputs))) if image_index is None else [int(i) for i in image_index]
-            if len(index) != len(inputs):
-                raise ValueError(f"Expected `image_index` for {len(inputs)} images, but got {len(index)}.")
-            assert self._found is not None
-            explanation, bypassed = self._found.explain(inputs, baselines, others, target, draws, index)
-        if bypassed and not self._warned_no_cut:
-            self._warned_no_cut = True
-            warnings.warn(
-                f"The layer {explanation.layer!r} is not a cut of the network: something bypasses it, or the model "
-                "remembers its batch size. Paths run between images instead, which costs more and is less complete. "
-                "Pass a `target_layer` that nothing bypasses, such as the end of a stage.",
-                stacklevel=2,
-            )
-        return explanation
+        explanations = self.each(
+            inputs,
+            baselines,
+            target,
+            additional_forward_args=additional_forward_args,
+            draws=draws,
+            image_index=image_index,
+        )
+        return explanations[0] if len(explanations) == 1 else mean_over_layers(explanations)
 
     def each(
         self,
@@ -322,6 +290,26 @@ class ExpectedGradCAM:
             One explanation per layer, in the order in which they were given.
 
         """
-        parts = self._parts or [self]
-        explain = {"additional_forward_args": additional_forward_args, "draws": draws, "image_index": image_index}
-        return [part(inputs, baselines, target, **explain) for part in parts]
+        others = as_tuple(additional_forward_args)
+        check_inputs(self.perturbation, inputs, baselines, others, draws)
+        with torch.inference_mode(False), torch.no_grad(), isolated(self.model, seed=self.seed):
+            # Inference tensors cannot be saved for a gradient; a clone made here is an ordinary tensor.
+            inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
+            if baselines is not None:
+                baselines = baselines.detach().clone() if baselines.is_inference() else baselines.detach()
+            self.find(inputs, *others)
+            index = list(range(len(inputs))) if image_index is None else [int(i) for i in image_index]
+            if len(index) != len(inputs):
+                raise ValueError(f"Expected `image_index` for {len(inputs)} images, but got {len(index)}.")
+            found = explain_at(self._layers, inputs, baselines, others, target, draws, index)
+        for explanation, bypassed in found:
+            if not bypassed or explanation.layer in self._warned_no_cut:
+                continue
+            self._warned_no_cut.add(explanation.layer)
+            warnings.warn(
+                f"The layer {explanation.layer!r} is not a cut of the network: something bypasses it, or the model "
+                "remembers its batch size. Paths run between images instead, which costs more and is less complete. "
+                "Pass a `target_layer` that nothing bypasses, such as the end of a stage.",
+                stacklevel=2,
+            )
+        return [explanation for explanation, _ in found]

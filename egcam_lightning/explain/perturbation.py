@@ -84,6 +84,12 @@ class Perturbation:
         return self.baseline == "data"
 
     @property
+    def is_complete(self) -> bool:
+        """Whether maps sum to the difference between the scores of image and baselines, wherever the layer is a cut."""
+        path = self.space == "activation" and self.baseline != "none" and self.interval == (0.0, 1.0)
+        return path and self.noise == 0 and self.weighting == "elementwise"
+
+    @property
     def single_draw(self) -> bool:
         """Whether every draw would be the same, so that one is all there is."""
         low, high = self.interval

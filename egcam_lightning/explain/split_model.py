@@ -6,8 +6,8 @@ activation becomes a leaf. Everything that is hooked here is unhooked by a conte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy
 from typing import Any, TypeVar
 
@@ -93,7 +93,7 @@ class SplitModel:
         self.module = module
         self.name = name
         self.axis = axis
-        self._forward = forward
+        self.forward = forward
         # Some models compute their backbone under their own `torch.no_grad`, and leave it switched off behind the
         # layer unless it was on around the whole model. Found out at the first run.
         self._grad_around = False
@@ -109,18 +109,8 @@ class SplitModel:
             ValueError: where one forward pass does not call the layer exactly once.
 
         """
-        seen: list[Tensor] = []
-
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            tensor = first_tensor(output)
-            if tensor is None:
-                raise ValueError(f"The layer {self.name!r} returns no tensor, but {type(output).__name__}.")
-            seen.append(self._rows_first(tensor).detach().clone())
-
-        with torch.no_grad(), hooked(self.module, hook):
-            output = self._forward(images, *others)
-        self._check_calls(len(seen))
-        return seen[0], output
+        (activation,), output = capture([self], images, *others)
+        return activation, output
 
     def from_points(self, points: Tensor, host_image: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         """Run only the part behind the layer, on a batch of points.
@@ -139,9 +129,7 @@ class SplitModel:
         """
         leaf = points.detach().float()
 
-        return self._run_state(
-            (host_image, *others), lambda output: (leaf.requires_grad_(), self._in_place_of(output, leaf))
-        )
+        return self._run((host_image, *others), lambda output: (leaf.requires_grad_(), self._in_place_of(output, leaf)))
 
     def from_images(self, images: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         """Run the whole model on images and the rest of its inputs, recording from the layer on.
@@ -157,7 +145,7 @@ class SplitModel:
             leaf = self._rows_first(tensor).detach().float().clone().requires_grad_()
             return leaf, self._in_place_of(output, leaf)
 
-        return self._run_state((images, *others), cut)
+        return self._run((images, *others), cut)
 
     def holds(
         self,
@@ -199,6 +187,26 @@ class SplitModel:
             return False
         return bool((replayed.float().reshape(reference.shape) - reference).abs().max() <= tolerance * scale)
 
+    def recorded_in(self, seen: list[Tensor]) -> AbstractContextManager[None]:
+        """While inside, each call of the layer adds a copy of its activation to ``seen``."""
+
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = first_tensor(output)
+            if tensor is None:
+                raise ValueError(f"The layer {self.name!r} returns no tensor, but {type(output).__name__}.")
+            seen.append(self._rows_first(tensor).detach().clone())
+
+        return hooked(self.module, hook)
+
+    def check_calls(self, calls: int) -> None:
+        """Insist on one call of the layer in a forward pass."""
+        if calls != 1:
+            raise ValueError(
+                f"Expected one forward pass to call the layer {self.name!r} once, but it was called {calls} times. "
+                "Pass a `target_layer` that the model calls once, such as the block around it; where the model itself "
+                "runs several copies of an image (test-time augmentation), a `forward_fn` that runs its network once."
+            )
+
     def _rows_first(self, tensor: Tensor) -> Tensor:
         return tensor.movedim(self.axis, 0) if self.axis else tensor
 
@@ -213,9 +221,7 @@ class SplitModel:
             copied = leaf.clone() if tensor.dtype == leaf.dtype else leaf
         return _with_first_tensor(output, copied.to(tensor.dtype))
 
-    def _run_state(
-        self, inputs: tuple[Any, ...], at_layer: Callable[[Any], tuple[Tensor, Any]]
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, inputs: tuple[Any, ...], at_layer: Callable[[Any], tuple[Tensor, Any]]) -> tuple[Tensor, Tensor]:
         wanted = torch.is_grad_enabled()
         while True:
             leaves: list[Tensor] = []
@@ -227,20 +233,34 @@ class SplitModel:
                 return replaced
 
             with torch.set_grad_enabled(wanted and self._grad_around), hooked(self.module, hook):
-                output = self._forward(*inputs)
-            self._check_calls(len(leaves))
+                output = self.forward(*inputs)
+            self.check_calls(len(leaves))
             recorded = not wanted or (isinstance(output, Tensor) and output.requires_grad)
             if recorded or self._grad_around:
                 return leaves[0], output
             self._grad_around = True
 
-    def _check_calls(self, calls: int) -> None:
-        if calls != 1:
-            raise ValueError(
-                f"Expected one forward pass to call the layer {self.name!r} once, but it was called {calls} times. "
-                "Pass a `target_layer` that the model calls once, such as the block around it; where the model itself "
-                "runs several copies of an image (test-time augmentation), a `forward_fn` that runs its network once."
-            )
+
+def capture(splits: Sequence[SplitModel], images: Tensor, *others: Any) -> tuple[list[Tensor], Tensor]:
+    """Run a model once, and take the activations at several of its layers: see :meth:`SplitModel.capture`.
+
+    Args:
+        splits: the same model, split at each of the layers.
+        images: ``(n, C, H, W)``.
+        *others: the rest of the model's inputs.
+
+    Returns:
+        One activation a layer, and the model's output.
+
+    """
+    seen: list[list[Tensor]] = [[] for _ in splits]
+    with torch.no_grad(), ExitStack() as stack:
+        for split, activations in zip(splits, seen, strict=True):
+            stack.enter_context(split.recorded_in(activations))
+        output = splits[0].forward(images, *others)
+    for split, activations in zip(splits, seen, strict=True):
+        split.check_calls(len(activations))
+    return [activations[0] for activations in seen], output
 
 
 def varies(tensor: Tensor) -> bool:

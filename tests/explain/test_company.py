@@ -131,7 +131,7 @@ class Sequence(nn.Module):
 
 
 @pytest.mark.parametrize("token", [True, False])
-@pytest.mark.parametrize("layer", ["auto", "encoder.layers.1", "encoder"])
+@pytest.mark.parametrize("layer", ["auto", "last", "encoder.layers.1", "encoder"])
 @pytest.mark.parametrize("space", ["activation", "input"])
 @pytest.mark.usefixtures("no_warnings")
 def test_tokens_that_come_first_are_explained_like_images_that_do(token: bool, layer: str, space: str) -> None:
@@ -141,7 +141,9 @@ def test_tokens_that_come_first_are_explained_like_images_that_do(token: bool, l
     )
     ours, theirs = (explainer(images(3), images(4, seed=1), 1) for explainer in (second, first))
     assert ours.layer == theirs.layer
-    assert first.layer == {"auto": "encoder.layers.0" if token else "encoder"}.get(layer, layer)
+    last = "encoder.layers.0" if token else "encoder"
+    two = f"{last}+encoder.layers.2" if token and space == "activation" else last
+    assert first.layer == {"last": last, "auto": two}.get(layer, layer)
     assert ours.attribution.shape == (3, 6, 8)
     if layer == "encoder" and token:  # nothing but the class token is read there
         assert not ours.attribution.any()

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from egcam_lightning.explain import ExpectedGradCAM
+from egcam_lightning.explain import ExpectedGradCAM, Perturbation
 from tests.support.maps import pooled_gap
 from tests.support.networks import CLASSES, VGG, Pooled, ResNet, UNet, ViT, Wrapped, seeded
 from tests.support.pictures import images
 
 
-def found(model: nn.Module, inputs: Tensor | None = None, **kwargs: Any) -> str:
-    """The layer that ``"auto"`` takes without a warning."""
+def found(model: nn.Module, inputs: Tensor | None = None, target_layer: str = "last", **kwargs: Any) -> str:
+    """The layer that ``"last"`` or ``"auto"`` takes without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return ExpectedGradCAM(model, **kwargs).find(images(4) if inputs is None else inputs)
+        return ExpectedGradCAM(model, target_layer, **kwargs).find(images(4) if inputs is None else inputs)
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,56 @@ def found(model: nn.Module, inputs: Tensor | None = None, **kwargs: Any) -> str:
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_auto_takes_the_last_cut_whose_positions_matter(architecture: type, expected: str, channels: int) -> None:
+def test_last_is_the_last_cut_whose_positions_matter(architecture: type, expected: str, channels: int) -> None:
     model = seeded(lambda: architecture(channels))
     assert found(model, images(4, channels)) == expected
 
 
-def test_auto_takes_the_relu_before_the_last_pooling_not_the_adaptive_one() -> None:
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        (VGG, "features.4+features.7"),
+        (ResNet, "layer1+layer2"),
+        (Pooled, "features.1+features"),
+        (UNet, "merge"),  # no stage before it has a finer grid
+        (ViT, "blocks.0+blocks.1"),  # nothing but the class token counts behind the last one
+    ],
+)
+def test_auto_is_the_mean_over_the_last_cut_and_the_deepest_of_the_stage_before(
+    architecture: type, expected: str
+) -> None:
+    assert found(seeded(architecture), target_layer="auto") == expected
+
+
+def test_auto_takes_a_block_at_a_quarter_and_one_at_three_quarters_of_a_transformer() -> None:
+    assert found(seeded(lambda: ViT(depth=12)), target_layer="auto") == "blocks.2+blocks.9"
+
+
+def test_auto_takes_one_layer_where_the_last_one_sees_fine_enough() -> None:
+    model = seeded(ResNet)
+    assert found(model, images(4, size=(48, 64)), target_layer="auto") == "layer1+layer2"  # 12 x 16
+    assert found(model, images(4, size=(52, 64)), target_layer="auto") == "layer2"  # 13 x 16
+
+
+@pytest.mark.parametrize(
+    "perturbation",
+    [
+        Perturbation.grad_cam(),
+        Perturbation.hires_cam(),
+        Perturbation(interval=(0.5, 1)),
+        Perturbation(noise=0.1),
+        Perturbation(weighting="channel"),
+        Perturbation(space="input"),
+    ],
+    ids=str,
+)
+def test_auto_adds_up_no_maps_that_are_not_complete(perturbation: Perturbation) -> None:
+    assert found(seeded(ResNet), target_layer="auto", perturbation=perturbation) == "layer2"
+
+
+def test_last_is_the_relu_before_the_last_pooling_not_the_adaptive_one() -> None:
     model = seeded(VGG)
-    explainer = ExpectedGradCAM(model)
+    explainer = ExpectedGradCAM(model, "last")
     assert explainer.find(images(2)) == "features.7"
     assert explainer.grid == (6, 8)  # the adaptive pooling's is 7 x 7, copied from 3 x 4
 
@@ -203,7 +245,7 @@ def test_compiled_models_have_clean_names() -> None:
 
 
 def test_images_of_another_size_keep_the_layer_and_have_a_grid_of_their_own() -> None:
-    explainer = ExpectedGradCAM(seeded(ResNet), num_samples=4)
+    explainer = ExpectedGradCAM(seeded(ResNet), "last", num_samples=4)
     for size, grid in (((24, 32), (6, 8)), ((40, 16), (10, 4)), ((16, 16), (4, 4)), ((8, 8), (2, 2))):
         explanation = explainer(images(2, size=size), images(4, size=size), 1)
         assert explanation.layer == "layer2"
@@ -212,7 +254,7 @@ def test_images_of_another_size_keep_the_layer_and_have_a_grid_of_their_own() ->
 
 
 def test_a_transformer_is_complete_with_what_its_class_token_carries() -> None:
-    explainer = ExpectedGradCAM(seeded(ViT), num_samples=256)
+    explainer = ExpectedGradCAM(seeded(ViT), "last", num_samples=256)
     explanation = explainer(images(4), images(8, seed=1), 2)
     assert explanation.layer == "blocks.0"
     assert explanation.attribution.shape == (4, 6, 8)

@@ -62,7 +62,7 @@ def test_backbone_under_the_models_own_no_grad(
     model = OwnNoGrad(decorated).requires_grad_(not frozen)
     ours = explain(model, perturbation, "model.layer1").draws
     assert relative_error(ours, expected) < 1e-5
-    assert ExpectedGradCAM(model).find(images(2)) == "model.layer2"
+    assert ExpectedGradCAM(model, "last").find(images(2)) == "model.layer2"
 
 
 @pytest.mark.parametrize("part", ["layer1", "layer2", ""])
@@ -80,7 +80,7 @@ def test_the_callers_mode(perturbation: Perturbation, expected: Tensor, mode: An
         inputs, baselines, target = images(3), images(4, seed=1), torch.tensor([1, 4, 2])  # tensors made in the mode
         ours = explainer(inputs, baselines, target)
         assert torch.equal(ours.draws, expected)
-        assert ExpectedGradCAM(model).find(inputs) == "layer2"
+        assert ExpectedGradCAM(model, "last").find(inputs) == "layer2"
 
 
 def test_training_mode_is_explained_in_evaluation_mode(perturbation: Perturbation, expected: Tensor) -> None:
@@ -100,7 +100,7 @@ def test_half_precision_gives_the_map_of_float32(
     ours = explain(model, perturbation, "model.layer1")
     assert ours.draws.dtype == ours.score.dtype == torch.float32
     assert rank_correlation(ours.attribution, expected.mean(0)) > 0.97
-    assert ExpectedGradCAM(model).find(images(4)) == "model.layer2"
+    assert ExpectedGradCAM(model, "last").find(images(4)) == "model.layer2"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)

@@ -95,7 +95,7 @@ def test_each_image_is_explained_as_if_the_model_took_it_alone(kind: type[Late],
 
 @pytest.mark.parametrize("kind", [Late, Modulated, Stacked])
 def test_the_fast_path_is_taken_where_it_holds(kind: type[Late]) -> None:
-    explainer = ExpectedGradCAM(seeded(kind), "auto", num_samples=4)
+    explainer = ExpectedGradCAM(seeded(kind), "last", num_samples=4)
     assert explainer.is_fast(images(3), ROWS) is kind.fast
     assert explainer.layer == ("features.3" if kind is Modulated else "features")
 

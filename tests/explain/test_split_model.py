@@ -134,7 +134,7 @@ def test_images_that_are_all_the_same_and_of_one_colour_still_tell_a_cut() -> No
     for inputs in (torch.zeros(4, 3, 24, 32), images(1).expand(4, -1, -1, -1)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert ExpectedGradCAM(seeded(ResNet)).find(inputs) == "layer2"
+            assert ExpectedGradCAM(seeded(ResNet), "last").find(inputs) == "layer2"
         with pytest.warns(UserWarning, match=NO_CUT):
             ExpectedGradCAM(seeded(ResNet), "layer2.1.bn1", Perturbation(baseline="zeros"), num_samples=2)(
                 inputs, target=1

@@ -112,11 +112,13 @@ class Attention(nn.Module):
 class ViT(nn.Module):
     """Patches and a class token, from which alone the logits are computed."""
 
-    def __init__(self, channels: int = 3, classes: int = CLASSES, width: int = 16, patch: int = 4) -> None:
+    def __init__(
+        self, channels: int = 3, classes: int = CLASSES, width: int = 16, patch: int = 4, depth: int = 3
+    ) -> None:
         super().__init__()
         self.patch = nn.Conv2d(channels, width, patch, patch)
         self.token = nn.Parameter(torch.randn(1, 1, width))
-        self.blocks = nn.Sequential(*(Attention(width) for _ in range(3)))
+        self.blocks = nn.Sequential(*(Attention(width) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 
