@@ -10,10 +10,11 @@ from typing import Any, Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from egcam_lightning.config import CallbackConfig
+from egcam_lightning.data.probe import Probe
 from egcam_lightning.explain import Perturbation
 from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import ScoreName
@@ -154,6 +155,28 @@ class ExpectedGradCAMCallback(Callback):
     def history(self) -> History:
         """The snapshots so far, oldest first."""
         return self._run_state.history
+
+    @property
+    def probe(self) -> Probe | None:
+        """The images that are explained, as the model takes them, with their classes; ``None`` until they are chosen.
+
+        ``probe.images`` is ``(N, C, H, W)`` on the CPU, rounded to half precision where that holds it; the pictures for
+        display are ``history.probe``.
+        """
+        return self._run_state.probe
+
+    @property
+    def baselines(self) -> Tensor | None:
+        """The training images that explanations are relative to, ``(R, C, H, W)`` on the CPU, stored as the probe is.
+
+        At first evenly spaced ones, then the sample of the first epoch; ``None`` as long as there are neither.
+        """
+        return self._run_state.baselines.images
+
+    @property
+    def overhead_seconds(self) -> float:
+        """Seconds that explaining, drawing and logging have taken so far, before a resume as well."""
+        return self._run_state.schedule.overhead_seconds
 
     @property
     def run_dir(self) -> Path | None:
