@@ -20,6 +20,7 @@ from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import ScoreName
 from egcam_lightning.history.history import History
 from egcam_lightning.training.failsafe import Failsafe
+from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.monitors import Monitors
 from egcam_lightning.training.run_state import new_run_state
 from egcam_lightning.training.session import Session
@@ -220,9 +221,8 @@ class ExpectedGradCAMCallback(Callback):
             return
         if trainer.global_step == 0 and not self._resumed:  # a new training with an instance that has seen another
             self._run_state, self._failsafe = new_run_state(self._config), Failsafe(self._config.strict)
-        self._session = Session(
-            trainer, pl_module, self._config, self._run_state, self._failsafe, self._started, self._monitors
-        )
+        fit = Fit(trainer, pl_module, self._config, self._run_state, self._failsafe)
+        self._session = Session(fit, self._started, self._monitors)
         begins = not len(self.history) and trainer.global_step == 0
         self._session.start(at_start=self._config.log_at_start and begins)
 
