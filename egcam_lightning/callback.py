@@ -10,15 +10,17 @@ from typing import Any, Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from egcam_lightning.config import CallbackConfig
+from egcam_lightning.data.probe import Probe
 from egcam_lightning.explain import Perturbation
 from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import ScoreName
 from egcam_lightning.history.history import History
 from egcam_lightning.training.failsafe import Failsafe
+from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.monitors import Monitors
 from egcam_lightning.training.run_state import new_run_state
 from egcam_lightning.training.session import Session
@@ -156,6 +158,28 @@ class ExpectedGradCAMCallback(Callback):
         return self._run_state.history
 
     @property
+    def probe(self) -> Probe | None:
+        """The images that are explained, as the model takes them, with their classes; ``None`` until they are chosen.
+
+        ``probe.images`` is ``(N, C, H, W)`` on the CPU, rounded to half precision where that holds it; the pictures for
+        display are ``history.probe``.
+        """
+        return self._run_state.probe
+
+    @property
+    def baselines(self) -> Tensor | None:
+        """The training images that explanations are relative to, ``(R, C, H, W)`` on the CPU, stored as the probe is.
+
+        At first evenly spaced ones, then the sample of the first epoch; ``None`` as long as there are neither.
+        """
+        return self._run_state.baselines.images
+
+    @property
+    def overhead_seconds(self) -> float:
+        """Seconds that explaining, drawing and logging have taken so far, before a resume as well."""
+        return self._run_state.schedule.overhead_seconds
+
+    @property
     def run_dir(self) -> Path | None:
         """The folder with the last fit's history, pictures and page; ``None`` before, and beyond the first process."""
         return self._run_dir if self._session is None else self._session.run_dir
@@ -197,9 +221,8 @@ class ExpectedGradCAMCallback(Callback):
             return
         if trainer.global_step == 0 and not self._resumed:  # a new training with an instance that has seen another
             self._run_state, self._failsafe = new_run_state(self._config), Failsafe(self._config.strict)
-        self._session = Session(
-            trainer, pl_module, self._config, self._run_state, self._failsafe, self._started, self._monitors
-        )
+        fit = Fit(trainer, pl_module, self._config, self._run_state, self._failsafe)
+        self._session = Session(fit, self._started, self._monitors)
         begins = not len(self.history) and trainer.global_step == 0
         self._session.start(at_start=self._config.log_at_start and begins)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
 from torch import nn
@@ -348,6 +348,25 @@ def test_alerts_are_sent_once_a_rise_and_the_page_at_its_interval(tmp_path):
     kinds = [entry[0] for entry in logger.seen]
     assert kinds == ["panels", "alert", "panels", "page", "panels", "panels", "page", "page"]
     assert logger.seen[1] == ("alert", "egcam/complexity is above 0")
+
+
+def test_images_baselines_and_cost_can_be_looked_at_at_any_time(tmp_path):
+    callback, seen = fits.make_callback(num_baselines=6), []
+
+    class Look(Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append((callback.baselines, callback.overhead_seconds))
+
+    assert (callback.probe, callback.baselines, callback.overhead_seconds) == (None, None, 0.0)
+    fits.fit(tmp_path, callback, Look(), max_epochs=1)
+    assert torch.equal(callback.probe.targets, callback.history[-1].target)
+    (first, seconds), after = seen[0], callback.baselines
+    for images, count in ((callback.probe.images, 4), (first, 6), (after, 6)):
+        assert (tuple(images.shape), images.device.type) == ((count, 3, 16, 16), "cpu")
+    assert not torch.equal(first, after), "evenly spaced images gave way to the sample of the first epoch"
+    assert 0 < seconds < callback.overhead_seconds
+    with pytest.raises(AttributeError):
+        callback.probe = None
 
 
 def test_the_overhead_is_told_by_its_parts(run):

@@ -152,6 +152,11 @@ class Baselines:
             lambda: self._fitted(fitted, probe).to(device, probe.dtype)
         ), generation
 
+    @property
+    def images(self) -> Tensor | None:
+        """``(R, C, H, W)``, in their storage type: the sample, or the first generation before it is complete."""
+        return self._initial if self._chosen is None else self._chosen
+
     def state_dict(self, *, save_images: bool = True) -> dict[str, Any]:
         """What a resumed fit goes on from.
 
@@ -165,7 +170,8 @@ class Baselines:
             "open": self.open,
             "chosen": self._chosen if save_images else None,
             "reservoir": self._reservoir.state_dict() if unfinished else None,
-            "world": self._world,
+            # Before a fit has begun, the sample is still that of the processes of the last one.
+            "world": self._world if self._resumed_world is None else self._resumed_world,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -13,13 +13,6 @@ from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 from egcam_lightning.history.records import Snapshot
 from egcam_lightning.state_values import typed
 
-INTEGERS = ("target", "prediction")
-
-FLOATS = ("score", "baseline_score", "completeness_gap", "off_grid")
-
-OPTIONAL = ("drift_previous", "drift_reference", "noise_floor")
-
-
 # Of 16 images so many cells are 2 kB in half precision.
 MAX_CELLS = 64
 
@@ -138,7 +131,7 @@ def snapshot_to_state(snapshot: Snapshot) -> dict[str, Any]:
 
     """
     half, scale = pack_maps(snapshot.attribution)
-    names = [name for name in INTEGERS + FLOATS + OPTIONAL if getattr(snapshot, name) is not None]
+    names = [name for name in snapshot.values_per_image() if getattr(snapshot, name) is not None]
     # One tensor for all values: every tensor costs a checkpoint some 300 bytes beside its content. Class indices are
     # exact in float32 up to 2**24.
     values = torch.stack([scale, *(getattr(snapshot, name).detach().float().cpu() for name in names)])
@@ -178,9 +171,12 @@ def snapshot_from_state(state: Mapping[str, Any]) -> Snapshot:
         if maps.ndim not in (3, 4) or 0 in maps.shape:
             raise ValueError(f"{tuple(maps.shape)} is no shape of maps")
         scale, *rows = values.unbind()
-        fields = {n: row.long() if n in INTEGERS else row.clone() for n, row in zip(names, rows, strict=True)}
-        if fields.keys() - {*INTEGERS, *FLOATS, *OPTIONAL}:
-            raise ValueError(f"{sorted(fields)} are not the values of a snapshot")
+        declared = Snapshot.values_per_image()
+        if set(names) - declared.keys():
+            raise ValueError(f"{sorted(names)} are not the values of a snapshot")
+        fields = {
+            name: row.long() if declared[name].integer else row.clone() for name, row in zip(names, rows, strict=True)
+        }
         return Snapshot(
             epoch=typed(state, "epoch", int),
             step=typed(state, "step", int),

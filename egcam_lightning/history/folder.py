@@ -37,13 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egcam_lightning.history.codec import (
-    FLOATS,
-    INTEGERS,
-    OPTIONAL,
-    pack_maps,
-    unpack_maps,
-)
+from egcam_lightning.history.codec import pack_maps, unpack_maps
 from egcam_lightning.history.files import read_npz, replace_file, write_npz
 from egcam_lightning.history.json_lines import (
     MAX_LINE,
@@ -161,7 +155,7 @@ class RunFolder:
         half, scale = pack_maps(snapshot.attribution)
         name = _maps_name(snapshot)
         write_npz(self.path / name, {"half": half.numpy(), "scale": scale.numpy()})
-        fields = ((field, getattr(snapshot, field)) for field in INTEGERS + FLOATS + OPTIONAL)
+        fields = ((field, getattr(snapshot, field)) for field in snapshot.values_per_image())
         return encode_line(
             {
                 "epoch": snapshot.epoch,
@@ -329,8 +323,11 @@ def _read_snapshot(folder: Path, line: dict[str, Any], probe: ProbeImages, left:
         raise ValueError("metrics is no dictionary of at most 1000 numbers")
     half, scale = read_maps(folder / line["maps"], (count, *grid))
     values = line["values"]
-    fields = {name: from_json(name, values[name], count) for name in INTEGERS + FLOATS}
-    fields |= {name: from_json(name, values[name], count) for name in OPTIONAL if name in values}
+    fields = {
+        name: from_json(name, values[name], count, integer=declared.integer)
+        for name, declared in Snapshot.values_per_image().items()
+        if name in values or not declared.optional
+    }
     return Snapshot(
         epoch=whole(line["epoch"]),
         step=whole(line["step"]),

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egcam_lightning.history.codec import INTEGERS
-
 MAX_LINE = 2**22
 
 
@@ -22,11 +20,11 @@ def to_json(values: Tensor) -> list[int | float | str | None]:
     return [value if math.isfinite(value) else None if math.isnan(value) else str(value) for value in floats]
 
 
-def from_json(name: str, values: Any, count: int) -> Tensor:
-    """``(count,)`` int64 or float32."""
+def from_json(name: str, values: Any, count: int, *, integer: bool) -> Tensor:
+    """``(count,)`` int64 or float32, or ``ValueError``."""
     if not isinstance(values, list) or len(values) != count:
         raise ValueError(f"{name} is no list of {count} numbers, one per image")
-    if name in INTEGERS:
+    if integer:
         return torch.tensor([whole(value) for value in values], dtype=torch.int64)
     return torch.tensor([number(value) for value in values], dtype=torch.float32)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
 
 from torch import Tensor
 
@@ -51,9 +53,54 @@ class ProbeImages:
         return str(index)
 
 
+@dataclass(frozen=True)
+class PerImage:
+    """How one value per image is stored, and where people see it.
+
+    It stands in the metadata of its field in :class:`Snapshot`, under ``"per_image"``. All that stores or shows such
+    values reads it there: checkpoints, the run folder, the page, the captions and the table of Weights & Biases.
+
+    Attributes:
+        integer: whether it is stored as int64; otherwise as float32. In memory and in checkpoints an integer is exact
+            up to 2**24.
+        page: its key in the data of the timeline page; ``None`` where the page has no use for it.
+        title: what the page calls it where an image is enlarged; ``None`` where it is not listed there.
+        column: whether it is a column, under the name of its field, of the table in Weights & Biases.
+        caption: from a value to what the captions of the pictures say of it, an empty string for nothing; ``None``
+            where they never speak of it.
+        optional: whether a snapshot may be without it; not declared, but read off the default of the field.
+
+    Example:
+        >>> entropy = PerImage(page="entropy", title="entropy")
+        >>> @dataclass(frozen=True, eq=False)
+        ... class WithEntropy(Snapshot):
+        ...     entropy: Tensor | None = field(default=None, metadata={"per_image": entropy})
+        >>> WithEntropy.values_per_image()["entropy"].optional
+        True
+
+    """
+
+    integer: bool = False
+    page: str | None = None
+    title: str | None = None
+    column: bool = True
+    caption: Callable[[float], str] | None = None
+    optional: bool = False
+
+
+def _say_gap(gap: float) -> str:
+    if math.isnan(gap):
+        return ""
+    return f"gap {100 * gap:.1f} %" if gap < 10 else "gap above 1000 %"
+
+
+def _say_drift(drift: float) -> str:
+    return "" if math.isnan(drift) else f"drift {drift:.2f}"
+
+
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What one look at the probe gave: one entry of the history.
+    """What was found of the probe at one moment of the training: one entry of the history.
 
     ``N`` probe images, a layer grid of ``h`` x ``w`` (``d`` x ``h`` x ``w`` for volumes).
 
@@ -85,16 +132,40 @@ class Snapshot:
     layer: str
     baselines: int
     attribution: Tensor
-    target: Tensor
-    prediction: Tensor
-    score: Tensor
-    baseline_score: Tensor
-    completeness_gap: Tensor
-    off_grid: Tensor
-    drift_previous: Tensor | None = None
-    drift_reference: Tensor | None = None
-    noise_floor: Tensor | None = None
+    # The page and the table show classes by their names.
+    target: Tensor = field(metadata={"per_image": PerImage(integer=True, page="target", column=False)})
+    prediction: Tensor = field(metadata={"per_image": PerImage(integer=True, page="prediction", column=False)})
+    score: Tensor = field(
+        metadata={"per_image": PerImage(page="score", title="score", caption="score {:.3g}".format)},
+    )
+    baseline_score: Tensor = field(metadata={"per_image": PerImage(page="baseline", title="of the baselines")})
+    completeness_gap: Tensor = field(
+        metadata={"per_image": PerImage(page="gap", title="completeness gap", caption=_say_gap)},
+    )
+    off_grid: Tensor = field(metadata={"per_image": PerImage(page="offGrid", title="off the grid", column=False)})
+    drift_previous: Tensor | None = field(
+        default=None,
+        metadata={"per_image": PerImage(page="drift", title="drift, previous", caption=_say_drift)},
+    )
+    drift_reference: Tensor | None = field(
+        default=None,
+        metadata={"per_image": PerImage(page="reference", title="drift, first epoch")},
+    )
+    noise_floor: Tensor | None = field(
+        default=None,
+        metadata={"per_image": PerImage(page="floor", title="noise floor")},
+    )
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    @cache
+    def values_per_image(cls) -> Mapping[str, PerImage]:
+        """How each value per image is stored and shown, by the name of its field, in the order of the fields."""
+        return {
+            one.name: replace(one.metadata["per_image"], optional=one.default is None)
+            for one in fields(cls)
+            if "per_image" in one.metadata
+        }
 
     @property
     def key(self) -> tuple[int, int, str]:

@@ -9,6 +9,8 @@ user's own may:
 - an attribute ``score_fn`` that is ``None`` is set to the explained score, from (images, target) to one number per
   image; with ``uses_probability = True`` to the target's probability, where there is one.
 - an attribute ``explain_fn`` that is ``None`` is set to the explainer, from (images, target) to maps.
+- beside either function ``target`` holds no classes but the numbers by which the function knows the images: to be
+  repeated and reordered with them, and handed on.
 - ``takes_input_type = True`` beside it asks for images in the type that the model takes, not in floats.
 """
 

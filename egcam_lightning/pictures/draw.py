@@ -252,12 +252,11 @@ def _remarks(
     else:
         verdict = f"✗ predicted {name[0]}, labelled {_short(probe.name(label or 0))}"
     facts = [] if slices is None else [f"slice {slices[index]} of {probe.depth}"]
-    facts += [f"explains {name[1]}", f"score {float(snapshot.score[index]):.3g}"]
-    gap = float(snapshot.completeness_gap[index])
-    if not math.isnan(gap):
-        facts.append(f"gap {100 * gap:.1f} %" if gap < 10 else "gap above 1000 %")
-    if snapshot.drift_previous is not None and not math.isnan(drift := float(snapshot.drift_previous[index])):
-        facts.append(f"drift {drift:.2f}")
+    facts.append(f"explains {name[1]}")
+    for field, declared in snapshot.values_per_image().items():
+        values = getattr(snapshot, field)
+        if declared.caption is not None and values is not None and (said := declared.caption(float(values[index]))):
+            facts.append(said)
     maps = snapshot.attribution[index]
     if not bool(maps.isfinite().all()):
         facts.append("map is not finite")

@@ -51,6 +51,7 @@ def build_payload(histories: Sequence[History], names: Sequence[str]) -> dict[st
     positions = sorted({key for run in keys for key in run})
     return {
         "positions": [_position_label(key, positions) for key in positions],
+        "perImage": [[one.title, one.page] for one in Snapshot.values_per_image().values() if one.title],
         "metrics": describe(key for history in histories for s in history.snapshots for key in s.metrics),
         "colormaps": {"positive": _colour_tables(SEQUENTIAL), "signed": _colour_tables(DIVERGING)},
         "runs": [
@@ -133,7 +134,7 @@ def encode_image(image: Tensor, max_side: int = MAX_SIDE, max_png_bytes: int = M
 
 
 def numbers(values: Tensor | None) -> list[float | None] | None:
-    """Round to six digits, which is what a float32 holds; NaN and infinity become ``None``.
+    """Round to six digits, which is what a float32 holds; NaN and infinity become ``None``; integers stay.
 
     Example:
         >>> import torch
@@ -141,7 +142,9 @@ def numbers(values: Tensor | None) -> list[float | None] | None:
         [0.1, None]
 
     """
-    return None if values is None else [_number(v) for v in values.detach().cpu().tolist()]
+    if values is None or not values.is_floating_point():
+        return None if values is None else values.tolist()
+    return [_number(v) for v in values.detach().cpu().tolist()]
 
 
 def _run(history: History, name: str, keys: list[Key], positions: list[Key]) -> dict[str, Any]:
@@ -184,15 +187,8 @@ def _run(history: History, name: str, keys: list[Key], positions: list[Key]) -> 
                 "position": bisect_right(positions, keys[index]) - 1,
                 "grid": grid,
                 "scale": numbers(scale),
-                "target": snapshot.target.tolist(),
-                "prediction": snapshot.prediction.tolist(),
-                "score": numbers(snapshot.score),
-                "baseline": numbers(snapshot.baseline_score),
-                "gap": numbers(snapshot.completeness_gap),
-                "offGrid": numbers(snapshot.off_grid),
-                "drift": numbers(snapshot.drift_previous),
-                "reference": numbers(snapshot.drift_reference),
-                "floor": numbers(floor),
+                **_values_per_image(snapshot),
+                "floor": numbers(floor),  # not the snapshot's own, but what its drift is judged by
                 "moved": None if moved is None else [int(m) for m in moved.tolist()],
                 "share": share if share is not None or moved is None else _number(moved.float().mean().item()),
                 "metrics": {key: _number(value) for key, value in snapshot.metrics.items()},
@@ -211,6 +207,11 @@ def _run(history: History, name: str, keys: list[Key], positions: list[Key]) -> 
         "snapshots": rows,
         "maps": base64.b64encode(b"".join(maps)).decode(),
     }
+
+
+def _values_per_image(snapshot: Snapshot) -> dict[str, list[float | None] | None]:
+    values = {one.page: getattr(snapshot, name) for name, one in snapshot.values_per_image().items()}
+    return {key: numbers(value) for key, value in values.items() if key is not None}
 
 
 def _stacks(probe: ProbeImages, slices: list[list[int]]) -> dict[str, Any]:

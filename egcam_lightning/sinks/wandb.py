@@ -17,11 +17,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from egcam_lightning.history.records import Snapshot
 from egcam_lightning.pictures.draw import HEAT_LEVELS
 
 if TYPE_CHECKING:
     from egcam_lightning.history.history import History
-    from egcam_lightning.history.records import Snapshot
     from egcam_lightning.pictures.draw import Pictures
 
 # A list of images under one key holds no more.
@@ -40,12 +40,7 @@ COLUMNS = (
     "predicted",
     "label",
     "correct",
-    "score",
-    "baseline_score",
-    "completeness_gap",
-    "drift_previous",
-    "drift_reference",
-    "noise_floor",
+    *(name for name, declared in Snapshot.values_per_image().items() if declared.column),
 )
 """The columns of the table; that of volumes ends with ``slice``, the one that is shown, counted from 1."""
 
@@ -107,11 +102,11 @@ class WandbSink:
             wandb.Image(picture, caption=caption, masks=_masks(pictures, index), file_type=_SMALL)
             for index, (picture, caption) in enumerate(zip(pictures.pictures, captions, strict=False))
         ]
+        columns = _columns(snapshot, history, pictures, count)
         # One table for the whole run: each call sends the rows that are new.
         if self._table is None:
-            columns = COLUMNS if pictures.slices is None else (*COLUMNS, "slice")
             self._table = wandb.Table(columns=list(columns), log_mode="INCREMENTAL")
-        for row in _rows(snapshot, history, pictures, count):
+        for row in zip(*columns.values(), strict=True):
             self._table.add_data(*row)
         self.logger.log_metrics(
             {f"{self.prefix}/overlays": overlays, f"{self.prefix}/table": self._table}, step=snapshot.step
@@ -150,8 +145,8 @@ def _masks(pictures: Pictures, index: int) -> dict[str, Any]:
     return masks
 
 
-def _rows(snapshot: Snapshot, history: History, pictures: Pictures, count: int) -> list[list[Any]]:
-    """The rows of :data:`COLUMNS` (and the slices of volumes) for the first ``count`` images."""
+def _columns(snapshot: Snapshot, history: History, pictures: Pictures, count: int) -> dict[str, list[Any]]:
+    """The content of :data:`COLUMNS` (and the slices of volumes), by name, for the first ``count`` images."""
     import wandb
 
     probe = history.probe
@@ -166,10 +161,12 @@ def _rows(snapshot: Snapshot, history: History, pictures: Pictures, count: int) 
         "label": [None] * count if probe.labels is None else [probe.name(k) for k in probe.labels.tolist()],
         "correct": [right for _, _, right in pictures.notes],
     }
-    for name in COLUMNS[len(columns) :]:
+    for name, declared in snapshot.values_per_image().items():
+        if not declared.column:
+            continue
         values = getattr(snapshot, name)
         numbers = [math.nan] * count if values is None else values.tolist()
         columns[name] = [number if math.isfinite(number) else None for number in numbers]
     if pictures.slices is not None:
-        columns["slice"] = pictures.slices[:count]
-    return [[column[index] for column in columns.values()] for index in range(count)]
+        columns["slice"] = pictures.slices
+    return {name: column[:count] for name, column in columns.items()}

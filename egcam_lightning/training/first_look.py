@@ -5,39 +5,27 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from egcam_lightning.config import CallbackConfig
 from egcam_lightning.data.loaders import SampleReader
 from egcam_lightning.data.probe import Probe, build_probe, is_batch
 from egcam_lightning.data.targets import known_targets
 from egcam_lightning.explain import ExpectedGradCAM
 from egcam_lightning.explain.chunking import is_out_of_memory
 from egcam_lightning.metrics.registry import build_metrics, needs_masks
-from egcam_lightning.training.failsafe import Failsafe
+from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.lightning_compat import to_model, validation_source
-from egcam_lightning.training.module_call import ModuleCall
 from egcam_lightning.training.probe_display import probe_images
-from egcam_lightning.training.process_group import ProcessGroup
-from egcam_lightning.training.run_state import RunState
 from egcam_lightning.training.snapshotter import Snapshotter
 
 
-def read_data(
-    trainer: Trainer,
-    module: LightningModule,
-    config: CallbackConfig,
-    run_state: RunState,
-    failsafe: Failsafe,
-    process_group: ProcessGroup,
-    call: ModuleCall,
-) -> tuple[Probe | None, Tensor | None]:
+def read_data(fit: Fit) -> tuple[Probe | None, Tensor | None]:
     """Read the images to explain and the first baselines, as far as the data can be indexed and memory suffices.
 
     Where they do not, the first batches that pass by will do.
     """
+    trainer, module, config = fit.trainer, fit.module, fit.config
     reader = SampleReader(trainer, module)
     validation, training = (partial(to_model, trainer, module, validating=flag) for flag in (True, False))
     loader = validation_source(trainer)
@@ -45,32 +33,23 @@ def read_data(
         loader = trainer.train_dataloader
         if not is_batch(config.probe):
             rank_zero_warn("There are no validation data: training images are explained instead.")
-    guard, keys = failsafe.guard, config.keys
+    guard, keys, baselines = fit.failsafe.guard, config.keys, fit.run_state.baselines
 
     def read() -> tuple[Probe | None, Tensor | None]:
-        with call.isolated():
+        with fit.isolated():
             probe = build_probe(reader, loader, config.probe, config.num_images, keys, validation, guard)
-            return probe, run_state.baselines.collect(reader, trainer.train_dataloader, keys.input_key, training, guard)
+            return probe, baselines.collect(reader, trainer.train_dataloader, keys.input_key, training, guard)
 
     try:
-        return process_group.run_or_raise_everywhere(read)
+        return fit.process_group.run_or_raise_everywhere(read)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        failsafe.report("reading images to explain", error)
+        fit.failsafe.report("reading images to explain", error)
         return None, None
 
 
-def look_at_model(
-    trainer: Trainer,
-    module: LightningModule,
-    config: CallbackConfig,
-    run_state: RunState,
-    failsafe: Failsafe,
-    process_group: ProcessGroup,
-    call: ModuleCall,
-    probe: Probe,
-) -> tuple[Snapshotter, str]:
+def look_at_model(fit: Fit, probe: Probe) -> tuple[Snapshotter, str]:
     """Find the layer for a probe, and settle the classes as far as they are known.
 
     Returns:
@@ -81,19 +60,20 @@ def look_at_model(
         MisconfigurationException: where the module cannot be called with images.
 
     """
+    module, config, run_state = fit.module, fit.config, fit.run_state
     run_state.adopt(probe)
     assert run_state.probe is not None
     probe = run_state.probe
-    explainer = ExpectedGradCAM(module, **config.explainer.arguments(forward_fn=call.forward))
+    explainer = ExpectedGradCAM(module, **config.explainer.arguments(forward_fn=fit.forward))
     inputs = probe.inputs(torch.arange(min(len(probe), 4)), module.device)
-    with call.isolated(), torch.no_grad():
-        output = explainer.logits(call.attempt(*inputs))
+    with fit.isolated(), torch.no_grad():
+        output = explainer.logits(fit.attempt(*inputs))
         known = known_targets(config.target, probe.labels, len(probe), output, explainer.score)
         explainer.score.check(output, known if known is None or known.ndim == 1 else known[: len(output)])
         layer = explainer.find(*inputs)
         fast = explainer.is_fast(*inputs)
     if config.target == "label" and probe.labels is None and explainer.score.takes_labels:
-        failsafe.inform(
+        fit.failsafe.inform(
             "No labels were found in the batches: the class that the model predicts is explained of each image. Pass "
             "`label_key` where there are some, or target='predicted'."
         )
@@ -102,14 +82,14 @@ def look_at_model(
     metrics = build_metrics(config.metrics, masks=config.keys.masks_key is not None or probe.masks is not None)
     if probe.masks is None and any(map(needs_masks, metrics.values())):
         metrics = {key: metric for key, metric in metrics.items() if not needs_masks(metric)}
-        failsafe.warn(
+        fit.failsafe.warn(
             "The checkpoint was written without `masks_key`, and its images, which are explained on, have no "
             "masks: no metrics are taken that need them. Begin a new run to have them."
         )
     assert explainer.grid is not None
     grid = explainer.grid
-    run_state.show(probe_images(trainer, module, probe, config.class_names, config.normalization), layer, grid)
-    snapshotter = Snapshotter(explainer, metrics, process_group, module.device, config.seed)
+    run_state.show(probe_images(fit.trainer, module, probe, config.class_names, config.normalization), layer, grid)
+    snapshotter = Snapshotter(explainer, metrics, fit.process_group, module.device, config.seed)
     return snapshotter, (
         f"{len(probe)} images at layer {layer!r} (grid {'x'.join(map(str, grid))}), on paths between "
         + ("its activations" if fast else "images, each draw a pass through the whole network")

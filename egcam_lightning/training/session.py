@@ -9,30 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from egcam_lightning.config import CallbackConfig
 from egcam_lightning.data.batch import find_images, get
 from egcam_lightning.data.probe import Probe
 from egcam_lightning.explain.isolation import uninitialised
 from egcam_lightning.history.records import Occasion
 from egcam_lightning.metrics.change import reference_of
 from egcam_lightning.sinks.publisher import Publisher
-from egcam_lightning.training.failsafe import Failsafe
 from egcam_lightning.training.first_look import look_at_model, read_data
+from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.lightning_compat import (
     logger_step,
     print_in_progress_bar,
     validation_data,
     validation_follows,
 )
-from egcam_lightning.training.module_call import ModuleCall
 from egcam_lightning.training.monitors import Monitors
-from egcam_lightning.training.process_group import ProcessGroup
 from egcam_lightning.training.run_directory import make_publisher
-from egcam_lightning.training.run_state import RunState
 from egcam_lightning.training.scalars import log
 from egcam_lightning.training.snapshotter import Snapshotter, Taken, warn_of
 
@@ -43,11 +38,7 @@ class Session:
     """The explainer, the metrics and the outputs of one fit. It holds the model, and ends with the fit.
 
     Args:
-        trainer: the Trainer.
-        pl_module: its module.
-        config: what the user asked for.
-        run_state: what outlives the fit; snapshots are added to it.
-        failsafe: where failures go that must not stop training.
+        fit: the Trainer, its module, what the user asked for, and what outlives the fit.
         started: when the fit began, by :func:`time.perf_counter`.
         monitors: who monitors what is logged.
 
@@ -56,51 +47,36 @@ class Session:
 
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        config: CallbackConfig,
-        run_state: RunState,
-        failsafe: Failsafe,
-        started: float,
-        monitors: Monitors | None = None,
-    ) -> None:
-        self._trainer = trainer
-        self._module = pl_module
-        self._config = config
-        self._run_state = run_state
-        self._failsafe = failsafe
+    def __init__(self, fit: Fit, started: float, monitors: Monitors | None = None) -> None:
+        self._fit = fit
         self._started = started
-        self._process_group = ProcessGroup(trainer.strategy)
-        self._call = ModuleCall(trainer, pl_module, config)
         self._monitors = monitors
         self._last_seconds = 0.0
-        self._last_global_step = trainer.global_step
+        self._last_global_step = fit.trainer.global_step
         self._awaits_batch = False  # whether this validation has yet to show its first batch
         self._waiting: Probe | None = None  # chosen, and not looked at yet
         self._snapshotter: Snapshotter | None = None
         self._output: Publisher | None = None
         self.run_dir: Path | None = None
-        with self._timed(), validation_data(trainer, pl_module):
-            batches = sum(trainer.num_val_batches)
-            self._all_validate = self._process_group.all(batches > 0)
+        with self._timed(), validation_data(fit.trainer, fit.module):
+            batches = sum(fit.trainer.num_val_batches)
+            self._all_validate = fit.process_group.all(batches > 0)
             if batches and not self._all_validate:
-                failsafe.inform(
+                fit.failsafe.inform(
                     "A process has no validation batches: ExpectedGradCAMCallback takes the snapshots of epochs at "
                     "their end."
                 )
-            probe, initial = (self._process_group.broadcast_known(found) for found in self._read())
-            endless = trainer.num_training_batches == float("inf")
-            run_state.baselines.prepare(self._process_group, initial, endless=endless)
+            probe, initial = (fit.process_group.broadcast_known(found) for found in read_data(fit))
+            endless = fit.trainer.num_training_batches == float("inf")
+            fit.run_state.baselines.prepare(fit.process_group, initial, endless=endless)
             if probe is not None:
                 self._waiting = probe
                 try:
-                    self._process_group.run_or_raise_everywhere(lambda: self._begin(probe))
+                    fit.process_group.run_or_raise_everywhere(lambda: self._begin(probe))
                 except (ValueError, MisconfigurationException):
                     raise
                 except Exception as error:  # not a matter of the settings: tried again at the first validation
-                    failsafe.report("the first look at the model", error)
+                    fit.failsafe.report("the first look at the model", error)
 
     @property
     def elapsed(self) -> float:
@@ -110,16 +86,16 @@ class Session:
     @property
     def validates(self) -> bool:
         """Whether validation reaches every process, so that the snapshots of epochs can be taken in it."""
-        trainer = self._trainer
+        trainer = self._fit.trainer
         there = trainer.val_dataloaders is None or sum(trainer.num_val_batches) > 0  # or yet to be set up
         return self._all_validate and trainer.enable_validation and there
 
     def sample(self, batch: Any, batch_idx: int) -> None:
         """Let a training batch pass by the reservoir."""
-        if self._run_state.baselines.wants(batch_idx):
+        if self._fit.run_state.baselines.wants(batch_idx):
             with self._timed():
-                self._failsafe.guard(
-                    "sampling baselines", lambda: self._run_state.baselines.update(self._images(batch))
+                self._fit.failsafe.guard(
+                    "sampling baselines", lambda: self._fit.run_state.baselines.update(self._images(batch))
                 )
 
     def begin_with(self, batch: Any) -> None:
@@ -131,7 +107,7 @@ class Session:
         """
         if self._snapshotter is not None:
             return
-        config, process_group = self._config, self._process_group
+        config, process_group = self._fit.config, self._fit.process_group
 
         def take() -> Probe | None:
             if self._waiting is not None or batch is None:
@@ -144,7 +120,7 @@ class Session:
                 process_group.run_or_raise_everywhere(lambda: self._begin(probe))
 
         with self._timed():
-            self._failsafe.guard("choosing the images", begin)
+            self._fit.failsafe.guard("choosing the images", begin)
 
     def start(self, *, at_start: bool) -> None:
         """Take the snapshot before training, if asked to, or the one that a checkpoint still owes.
@@ -153,31 +129,31 @@ class Session:
         """
         if at_start:
             self.snapshot("start")
-        callbacks: list[Any] = getattr(self._trainer, "callbacks", [])
+        callbacks: list[Any] = getattr(self._fit.trainer, "callbacks", [])
         averages = any(kind.__name__ == "WeightAveraging" for one in callbacks for kind in type(one).__mro__)
-        if self._run_state.pending is not None and not averages:  # averaged weights are there in validation alone
-            self.snapshot("epoch", self._run_state.pending)
+        if self._fit.run_state.pending is not None and not averages:  # averaged weights are there in validation alone
+            self.snapshot("epoch", self._fit.run_state.pending)
         if self._monitors is not None:
-            self._monitors.begin(self._module, self._run_state.history)
+            self._monitors.begin(self._fit.module, self._fit.run_state.history)
 
     def batch_ended(self, batch_idx: int) -> None:
         """Close the reservoir with the epoch; take a snapshot every so many steps."""
-        trainer = self._trainer
+        trainer = self._fit.trainer
         last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
         if last:
-            self._run_state.baselines.end_epoch()
-        n, before, now = self._config.every_n_train_steps, self._last_global_step, trainer.global_step
+            self._fit.run_state.baselines.end_epoch()
+        n, before, now = self._fit.config.every_n_train_steps, self._last_global_step, trainer.global_step
         self._last_global_step = now
         if self._in_epochs and (validation_follows(trainer) if self.validates else last):
             # The snapshot of the epoch follows behind this batch; a checkpoint may be written in between.
-            self._run_state.pending = trainer.current_epoch, logger_step(trainer, "step")
+            self._fit.run_state.pending = trainer.current_epoch, logger_step(trainer, "step")
         # Batches that only accumulate gradients make no step, and several optimizers make several at once.
         elif n is not None and now // n > before // n:
             self.snapshot("step")
 
     def validation_began(self) -> None:
         """Expect a batch."""
-        fits = self._trainer.state.fn == "fit" and not self._trainer.sanity_checking
+        fits = self._fit.trainer.state.fn == "fit" and not self._fit.trainer.sanity_checking
         self._awaits_batch = fits and self.validates
 
     def validated(self, batch: Any) -> None:
@@ -191,7 +167,7 @@ class Session:
 
     def epoch_ended(self) -> None:
         """Take the snapshot where nothing validates."""
-        self._run_state.baselines.end_epoch()
+        self._fit.run_state.baselines.end_epoch()
         if self._in_epochs and not self.validates:
             self._snapshot_of_epoch()
 
@@ -205,8 +181,8 @@ class Session:
     @property
     def _in_epochs(self) -> bool:
         """Whether this epoch is one of every n."""
-        n = self._config.every_n_epochs
-        return n is not None and (self._trainer.current_epoch + 1) % n == 0
+        n = self._fit.config.every_n_epochs
+        return n is not None and (self._fit.trainer.current_epoch + 1) % n == 0
 
     def snapshot(self, kind: str, pending: tuple[int, int] | None = None) -> set[str]:
         """Take a snapshot if one is due, show it, keep it and log it.
@@ -219,24 +195,24 @@ class Session:
             The keys whose values the Trainer has now, for those who monitor them.
 
         """
-        run_state, schedule = self._run_state, self._run_state.schedule
+        fit, run_state, schedule = self._fit, self._fit.run_state, self._fit.run_state.schedule
         if kind != "start" and not self.validates and self._waiting is not None:
             self.begin_with(None)  # there is no validation to begin in
         look = self._snapshotter
         if look is None:
             return set()
-        when = Occasion(*(pending or (self._trainer.current_epoch, logger_step(self._trainer, kind))), kind)
+        when = Occasion(*(pending or (fit.trainer.current_epoch, logger_step(fit.trainer, kind))), kind)
         run_state.pending = None if kind == "epoch" else run_state.pending
         if any(snapshot.key == (when.epoch, when.step, when.kind) for snapshot in run_state.history.snapshots[-2:]):
             return set()  # a checkpoint written inside validation fires the end of its epoch again
         # The first process decides, since every one takes part or none.
-        if kind != "start" and not self._process_group.broadcast(schedule.due(self.elapsed)):
+        if kind != "start" and not fit.process_group.broadcast(schedule.due(self.elapsed)):
             if schedule.interval > 1:
-                self._failsafe.inform(schedule.explanation)
+                fit.failsafe.inform(schedule.explanation)
             return set()
         self._announce_wait()
         begin = time.perf_counter()
-        taken = self._failsafe.guard("the snapshot", lambda: self._take(look, when))
+        taken = fit.failsafe.guard("the snapshot", lambda: self._take(look, when))
         drawing = time.perf_counter()
         if taken is not None:
             past = run_state.history.snapshots
@@ -255,9 +231,10 @@ class Session:
             overhead |= {
                 f"overhead/{part}_seconds": spent for part, spent in {**taken.seconds, "drawing": drawn}.items()
             }
-            overhead = self._process_group.broadcast(overhead)  # the others wait while the first one draws
-            values = {f"{self._config.log_prefix}/{k}": v for k, v in {**taken.snapshot.metrics, **overhead}.items()}
-            return log(values, when, self._trainer, self._module, self._failsafe, monitored=pending is None)
+            overhead = fit.process_group.broadcast(overhead)  # the others wait while the first one draws
+            prefix = fit.config.log_prefix
+            values = {f"{prefix}/{key}": value for key, value in {**taken.snapshot.metrics, **overhead}.items()}
+            return log(values, when, fit.trainer, fit.module, fit.failsafe, monitored=pending is None)
 
     def _announce_wait(self) -> None:
         """Say in the Trainer's progress bar that training waits, where it will be noticed.
@@ -265,15 +242,15 @@ class Session:
         The first snapshot has just been announced; how long one takes is known from the one before.
         """
         if self._last_seconds > _NOTICED_SECONDS:
-            count, seconds = len(self._run_state.history.probe.images), self._last_seconds
+            count, seconds = len(self._fit.run_state.history.probe.images), self._last_seconds
             message = f"Explaining {count} images ({seconds:.0f} s last time)"
-            self._failsafe.guard("the progress message", lambda: print_in_progress_bar(self._trainer, message))
+            self._fit.failsafe.guard("the progress message", lambda: print_in_progress_bar(self._fit.trainer, message))
 
     def finish(self) -> None:
         """Show what there is a last time."""
         if self._output is not None:
             with self._timed():
-                self._output.finish(self._run_state.history)
+                self._output.finish(self._fit.run_state.history)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -282,68 +259,56 @@ class Session:
         try:
             yield
         finally:
-            self._run_state.schedule.overhead_seconds += time.perf_counter() - begin
-
-    def _read(self) -> tuple[Probe | None, Tensor | None]:
-        config, run_state, failsafe = self._config, self._run_state, self._failsafe
-        return read_data(self._trainer, self._module, config, run_state, failsafe, self._process_group, self._call)
+            self._fit.run_state.schedule.overhead_seconds += time.perf_counter() - begin
 
     def _images(self, batch: Any) -> Tensor:
-        images: Tensor = get(batch, find_images(batch, self._config.keys.input_key))
+        images: Tensor = get(batch, find_images(batch, self._fit.config.keys.input_key))
         return images
 
     def _begin(self, probe: Probe) -> None:
         """Everything that can be wrong with the user's settings is found out here."""
-        lazy = uninitialised(self._module)
+        lazy = uninitialised(self._fit.module)
         if lazy is not None:
-            self._failsafe.inform(
+            self._fit.failsafe.inform(
                 f"ExpectedGradCAMCallback takes no snapshot before training, since {lazy!r} has no values until the "
                 "first batch; the next ones it takes. Call the module with a batch before fit, or leave "
                 "`num_sanity_val_steps` above 0, to have it."
             )
             return
-        self._snapshotter, what = look_at_model(
-            self._trainer,
-            self._module,
-            self._config,
-            self._run_state,
-            self._failsafe,
-            self._process_group,
-            self._call,
-            probe,
-        )
+        self._snapshotter, what = look_at_model(self._fit, probe)
         self._find_output()
         files = f"; files in {self.run_dir}" if self.run_dir else ""
         rank_zero_info(f"ExpectedGradCAMCallback explains {what}{files}")
 
     def _find_output(self) -> Publisher | None:
         """Where snapshots are shown: in the first process, and nowhere in a dry run, which leaves no files behind."""
-        if self._output is None and self._process_group.rank == 0 and not getattr(self._trainer, "fast_dev_run", False):
+        fit = self._fit
+        if self._output is None and fit.process_group.rank == 0 and not getattr(fit.trainer, "fast_dev_run", False):
 
             def find() -> Publisher:
-                output = make_publisher(self._trainer, self._config, self._run_state.history, self._failsafe)
+                output = make_publisher(fit.trainer, fit.config, fit.run_state.history, fit.failsafe)
                 self.run_dir = output.folder
-                self._run_state.look_in(output.folder)
+                fit.run_state.look_in(output.folder)
                 return output
 
-            self._output = self._failsafe.guard("finding where files go", find)
+            self._output = fit.failsafe.guard("finding where files go", find)
         return self._output
 
     def _take(self, look: Snapshotter, when: Occasion) -> Taken | None:
-        run_state, module = self._run_state, self._module
+        run_state, module = self._fit.run_state, self._fit.module
         assert run_state.probe is not None
         with ExitStack() as stack:
-            self._process_group.run_or_raise_everywhere(lambda: stack.enter_context(self._call.isolated()))
+            self._fit.process_group.run_or_raise_everywhere(lambda: stack.enter_context(self._fit.isolated()))
             found = run_state.baselines.current(look.process_group, run_state.probe, module.device)
             if found is None:
-                self._failsafe.warn(
+                self._fit.failsafe.warn(
                     "There are no training images to serve as baselines yet; no snapshot is taken. The next ones will "
                     "have those that pass in training."
                 )
                 return None
             baselines, generation = found
             if run_state.probe.targets is None and when.kind == "epoch":
-                run_state.probe = look.settle_targets(run_state.probe, self._config.target)
+                run_state.probe = look.settle_targets(run_state.probe, self._fit.config.target)
             snapshots = run_state.history.snapshots
             taken = look.take(
                 run_state.probe,
@@ -353,5 +318,5 @@ class Session:
                 previous=snapshots[-1] if snapshots else None,
                 reference=reference_of(snapshots, generation),
             )
-        warn_of(taken, self._failsafe)
+        warn_of(taken, self._fit.failsafe)
         return taken

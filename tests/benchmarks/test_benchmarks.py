@@ -312,7 +312,7 @@ def test_a_default_snapshot_is_one_percent_of_an_epoch(table, tmp_path):
         )
         loaders = DataLoader(data, 128), DataLoader(data, 128, sampler=range(128))
         took = seconds(lambda: trainer.fit(ResNet18(), *loaders))
-        overhead = callback._run_state.schedule.overhead_seconds
+        overhead = callback.overhead_seconds
         return overhead / len(callback.history) / ((took - overhead) / (epochs * batches) * 391)
 
     share("warm-up")

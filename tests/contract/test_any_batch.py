@@ -65,7 +65,7 @@ def run(tmp_path, net, form=None, train=None, val=None, trainer=None, **argument
 
 def assert_explained(callback, net, data, chosen=CHOSEN, labels=True, kinds=("start", "epoch"), gap=1e-3):
     """The images of ``data`` are explained, for their own labels, by what the model says of them now."""
-    probe, shown, last = callback._run_state.probe, callback.history.probe, callback.history[-1]
+    probe, shown, last = callback.probe, callback.history.probe, callback.history[-1]
     kept = data.x[chosen]
     kept = kept.half() if kept.is_floating_point() else kept
     assert torch.equal(probe.images, kept)
@@ -316,7 +316,8 @@ def test_baselines_are_brought_to_the_size_of_the_probe_and_said_so(tmp_path):
     with pytest.warns(UserWarning, match=r"Training images are \(24, 16\) and validation images \(16, 20\).*resized"):
         callback = run(tmp_path, net, train=Data(shape=(3, 24, 16), seed=1))
     assert_explained(callback, net, Data())
-    assert callback._run_state.baselines._chosen.shape == (4, 3, 24, 16)
+    assert callback.history[-1].baselines == 1
+    assert callback.baselines.shape == (4, 3, 24, 16)
 
 
 def test_training_images_of_another_size_in_every_batch_give_baselines_of_one_size(tmp_path, caplog):
@@ -327,7 +328,8 @@ def test_training_images_of_another_size_in_every_batch_give_baselines_of_one_si
     assert "cannot be put into one batch" in caplog.text
     assert "Baselines are sampled from the training batches instead" in caplog.text
     assert_explained(callback, net, Data(), kinds=["epoch"])
-    assert callback._run_state.baselines._chosen.shape == (8, 3, 16, 20)
+    assert callback.history[-1].baselines == 1
+    assert callback.baselines.shape == (8, 3, 16, 20)
 
 
 def test_validation_images_of_another_size_in_every_batch_give_those_of_the_first(tmp_path):

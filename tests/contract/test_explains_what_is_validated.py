@@ -102,9 +102,10 @@ def test_the_probe_passes_the_transfers_of_validation_and_the_baselines_those_of
     callback = make_callback(num_images=16, num_baselines=8)
     _, net = fit(tmp_path, callback, net=Transferring(), max_epochs=1)
     validated = torch.cat(net.seen["val"])
-    assert torch.equal(callback._run_state.probe.images, validated.half())
+    assert torch.equal(callback.probe.images, validated.half())
     trained = torch.cat(net.seen["train"]).half()
-    chosen = callback._run_state.baselines.state_dict()["chosen"]
+    chosen = callback.baselines
+    assert callback.history[-1].baselines == 1
     assert len(chosen) == 8
     assert all((trained == one).flatten(1).all(1).any() for one in chosen)
 
@@ -113,7 +114,7 @@ def test_a_probe_of_the_users_own_passes_the_transfers_of_validation_too(tmp_pat
     pictures, labels = squares(4, seed=3).tensors
     callback = make_callback(probe=(pictures, labels))
     fit(tmp_path, callback, net=Transferring(), max_epochs=1)
-    assert torch.equal(callback._run_state.probe.images, ((pictures - 0.25) * 2).half())
+    assert torch.equal(callback.probe.images, ((pictures - 0.25) * 2).half())
 
 
 def test_data_without_indices_give_the_first_batch_as_validation_saw_it(tmp_path):
@@ -123,7 +124,7 @@ def test_data_without_indices_give_the_first_batch_as_validation_saw_it(tmp_path
 
     callback = make_callback()
     _, net = fit(tmp_path, callback, net=Transferring(), val=DataLoader(Stream(), 8), max_epochs=1)
-    assert torch.equal(callback._run_state.probe.images, net.seen["val"][0][:4].half())
+    assert torch.equal(callback.probe.images, net.seen["val"][0][:4].half())
 
 
 # ---- precision
@@ -179,8 +180,9 @@ def test_the_map_is_that_of_the_explainer_on_the_validated_weights(tmp_path):
     fit(tmp_path, callback, witness, max_epochs=2)
     net = Net()
     net.load_state_dict(witness.weights[1])
-    probe = callback._run_state.probe
+    probe = callback.probe
     explainer = ExpectedGradCAM(net.eval(), num_samples=4, seed=3)
-    baselines = callback._run_state.baselines.state_dict()["chosen"].float()
+    assert callback.history[-1].baselines == 1
+    baselines = callback.baselines.float()
     expected = explainer(probe.images.float(), baselines, probe.targets, image_index=list(range(4)))
     assert torch.allclose(callback.history[-1].attribution, round_maps(expected.attribution), rtol=1e-3, atol=1e-7)

@@ -55,7 +55,7 @@ def test_the_other_inputs_are_those_of_each_image(tmp_path: Any) -> None:
         additional_keys=["row", "place"], metrics=["infidelity", "insertion_auc", "max_sensitivity"], num_samples=4
     )
     _, net = run(tmp_path, callback)
-    probe, snapshot = callback._run_state.probe, callback.history[-1]
+    probe, snapshot = callback.probe, callback.history[-1]
     assert probe is not None
     assert [tuple(other.shape) for other in probe.others] == [(4, 3), (4,)]
     labels = torch.stack([sample["label"] for sample in loader(16, 1).dataset])[[0, 4, 8, 12]]
@@ -85,7 +85,7 @@ def test_a_metric_sees_each_image_with_its_own(tmp_path: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ExpectedGradCAM, "bind", listen)
         run(tmp_path, callback, max_epochs=1)
-    probe = callback._run_state.probe
+    probe = callback.probe
     assert probe is not None
     assert probe.labels is not None
     known = set(zip(probe.labels.tolist(), probe.others[1].tolist(), strict=True))
@@ -102,7 +102,7 @@ def test_they_survive_a_resume_and_tell_runs_apart(tmp_path: Any) -> None:
     again = make_callback(additional_keys=["row", "place"])
     run(tmp_path, again, ckpt_path=path)
     assert [s.epoch for s in again.history.snapshots] == [0, 0, 1]
-    first, second = callback._run_state.probe, again._run_state.probe
+    first, second = callback.probe, again.probe
     assert first is not None
     assert second is not None
     assert first.fingerprint == second.fingerprint

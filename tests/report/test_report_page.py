@@ -179,6 +179,20 @@ def test_an_enlarged_row_shows_its_own_drift_and_score(show, history):
     assert page.locator(".detail").count() == 0
 
 
+def test_an_enlarged_row_lists_every_value_of_its_image(show, history):
+    page = show(history)
+    page.locator(".row[data-index='3'] h3").click()
+    go(page, 5)
+    shown = {}
+    for line in page.locator(".row[data-index='3'] .detail dl > div").all():
+        shown[line.locator("dt").inner_text()] = line.locator("data").get_attribute("value")
+    listed = {v.title: getattr(history[5], name) for name, v in history[5].values_per_image().items() if v.title}
+    assert [*listed, "cell at full colour"] == list(shown)
+    listed["noise floor"] = torch.maximum(history[4].noise_floor, history[5].noise_floor)
+    for title, values in listed.items():
+        assert float(shown[title]) == pytest.approx(values[3].item(), rel=1e-5), title
+
+
 def test_charts_and_strips_lead_to_their_snapshots_and_floors_are_bands(show, history):
     page = show(history)
     plot = page.locator("#charts .chart[data-key='consensus'] .plot")

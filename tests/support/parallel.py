@@ -31,11 +31,10 @@ class Report(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         self.heard.__exit__(None, None, None)
-        record = self.watched._run_state
         content = {
-            "snapshots": [snapshot_to_state(snapshot) for snapshot in record.history.snapshots],
-            "baselines": record.baselines.state_dict(),
-            "probe": record.probe.images if record.probe is not None else None,
+            "snapshots": [snapshot_to_state(snapshot) for snapshot in self.watched.history.snapshots],
+            "baselines": self.watched.state_dict()["baselines"],
+            "probe": None if self.watched.probe is None else self.watched.probe.images,
             "logged": {key: float(value) for key, value in trainer.callback_metrics.items()},
             "weights": {key: value.clone() for key, value in pl_module.state_dict().items()},
             "epoch": trainer.current_epoch,

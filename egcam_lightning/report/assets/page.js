@@ -12,6 +12,7 @@ async function start() {
   const view = {
     runs: data.runs.map((run, index) => new Run(run, index)),
     labels: data.positions,
+    perImage: data.perImage,
     position: last,
     mode: "positive",
     scale: "own",

@@ -232,8 +232,7 @@ class Row {
       mapped.setAttribute("aria-label", this.describe(run, snapshot));
       const of = (field) => snapshot?.[field]?.[i] ?? null;
       const full = snapshot && this.fullColour(run, snapshot);
-      const lines = [["score", of("score")], ["of the baselines", of("baseline")], ["completeness gap", of("gap")], ["off the grid", of("offGrid")],
-        ["drift, previous", of("drift")], ["drift, first epoch", of("reference")], ["noise floor", of("floor")], ["cell at full colour", full]];
+      const lines = [...view.perImage.map(([title, key]) => [title, of(key)]), ["cell at full colour", full]];
       more.replaceChildren(...lines.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, element("data", { value: value ?? "" }, format(value))))));
     }
     for (const chart of this.charts) chart.move(view.position);

@@ -1,9 +1,11 @@
-"""How the user's module is called while it is looked at: as validation does, unheard, and left as it was."""
+"""What is there during one fit, and how its module is called: as validation does, unheard, and left as it was."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -13,23 +15,35 @@ from torch import Tensor
 from egcam_lightning.config import CallbackConfig
 from egcam_lightning.explain.chunking import is_out_of_memory
 from egcam_lightning.explain.isolation import isolated
+from egcam_lightning.training.failsafe import Failsafe
 from egcam_lightning.training.lightning_compat import unheard
+from egcam_lightning.training.process_group import ProcessGroup
+from egcam_lightning.training.run_state import RunState
 
 
-class ModuleCall:
-    """Calls the module of a fit.
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """One fit.
 
-    Args:
+    Attributes:
         trainer: the Trainer.
         module: its module.
         config: what the user asked for.
+        run_state: what outlives the fit; snapshots are added to it.
+        failsafe: where failures go that must not stop training.
 
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, config: CallbackConfig) -> None:
-        self._trainer = trainer
-        self._module = module
-        self._config = config
+    trainer: Trainer
+    module: LightningModule
+    config: CallbackConfig
+    run_state: RunState
+    failsafe: Failsafe
+
+    @cached_property
+    def process_group(self) -> ProcessGroup:
+        """The processes that share the fit."""
+        return ProcessGroup(self.trainer.strategy)
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
@@ -37,19 +51,19 @@ class ModuleCall:
 
         The copy of its weights that this takes fits where their gradients are in training.
         """
-        with unheard(self._trainer, self._module), isolated(self._module, seed=self._config.seed, weights=True):
+        with unheard(self.trainer, self.module), isolated(self.module, seed=self.config.seed, weights=True):
             yield
 
     def forward(self, module: LightningModule, images: Tensor, *others: Any) -> Any:
         """Call the module in the precision in which the validation loop does; all arithmetic around it is float32."""
-        forward_fn = self._config.explainer.forward_fn
-        with self._trainer.precision_plugin.forward_context():
+        forward_fn = self.config.explainer.forward_fn
+        with self.trainer.precision_plugin.forward_context():
             return module(images, *others) if forward_fn is None else forward_fn(module, images, *others)
 
     def attempt(self, images: Tensor, *others: Tensor) -> Any:
         """What the module returns; where it cannot be called so, say what to write."""
         try:
-            return self.forward(self._module, images, *others)
+            return self.forward(self.module, images, *others)
         except (TypeError, NotImplementedError, AttributeError, LookupError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
