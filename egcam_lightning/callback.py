@@ -48,7 +48,7 @@ class ExpectedGradCAMCallback(Callback):
             (the wrong class that the model then prefers), a class for all images, or a callable from (output, labels)
             to ``(N,)`` classes or ``(N, classes)`` bool, asked at that same snapshot. The class of an image then stays
             the same for the whole run.
-        metrics: ``"default"`` (about 48 passes per image), names, instances of ``torchmetrics.Metric``, or ``()``; a
+        metrics: ``"default"`` (about 36 passes per image), names, instances of ``torchmetrics.Metric``, or ``()``; a
             mapping or a ``MetricCollection`` gives them keys of your own, as two of one class need.
         probe: what to explain instead: a batch, as the validation loader would make it; indices of the validation
             data set; or ``"balanced"``, ``num_images`` of it with every class as often as any other.

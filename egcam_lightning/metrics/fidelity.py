@@ -51,7 +51,7 @@ class Infidelity(MeanOverImages):
     def __init__(
         self,
         score_fn: ScoreFunction | None = None,
-        num_perturbations: int = 16,
+        num_perturbations: int = 12,
         normalize: bool = True,
         seed: int = 0,
         chunk_size: int | None = None,

@@ -24,7 +24,7 @@ class _StepMetric(MeanOverImages):
     def __init__(
         self,
         score_fn: ScoreFunction | None = None,
-        num_steps: int = 16,
+        num_steps: int = 12,
         chunk_size: int | None = None,
         **kwargs: Any,
     ) -> None:

@@ -61,7 +61,7 @@ def rank_layers(
     For a network that has learned something: maps of an untrained one explain nothing, and their order is noise. So is
     that of layers whose values lie within their errors of each other.
 
-    Cost: per layer an explanation and 48 forward passes an image.
+    Cost: per layer an explanation and 36 forward passes an image.
 
     Args:
         model: the model.

@@ -47,7 +47,7 @@ def insertion_auc(
     attribution: Tensor,
     target: Tensor,
     *,
-    num_steps: int = 16,
+    num_steps: int = 12,
     chunk_size: int | None = None,
     replacement: Tensor | None = None,
 ) -> Tensor:
@@ -94,7 +94,7 @@ def deletion_auc(
     attribution: Tensor,
     target: Tensor,
     *,
-    num_steps: int = 16,
+    num_steps: int = 12,
     chunk_size: int | None = None,
     replacement: Tensor | None = None,
 ) -> Tensor:
