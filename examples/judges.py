@@ -54,8 +54,8 @@ def judge(
 
     Returns:
         For each map ``insertion``, ``deletion`` and ``infidelity`` by our metrics; ``flipping``, Quantus' pixel
-        flipping of the least relevant pixels first minus that of the most relevant first; and ``captum``, captum's infidelity,
-        scaled as ours is.
+        flipping of the least relevant pixels first minus that of the most relevant first; and ``captum``, captum's
+        infidelity with a scale, which may be negative there: it takes an inverted map for as good as the map.
 
     """
     values: list[dict[str, float]] = [{} for _ in maps]
