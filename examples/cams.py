@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from egcam_lightning import ExpectedGradCAM, Explanation, Perturbation
+from egcam_lightning.explain.explanation import mean_over_layers
 from egcam_lightning.explain.token_layout import infer_layout
 
 OURS = "Expected Grad-CAM"
@@ -47,11 +49,15 @@ class Row:
     layer: str = ""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Maps:
-    """Maps ``(B, h, w)``, and of the complete ones what they miss and what there was to explain, ``(B,)``."""
+    """Maps ``(B, h, w)``, the seconds each took, and what they miss and what there was to explain, ``(B,)``.
+
+    The latter two are known of this package's family only.
+    """
 
     values: Tensor
+    seconds: float = 0.0
     missing: Tensor | None = None
     difference: Tensor | None = None
 
@@ -81,21 +87,47 @@ class Explainers:
         self.model, self.baselines, self.samples, self.masks = model, baselines, samples, masks
         self._kept: dict[Row, ExpectedGradCAM] = {}
 
-    def __call__(self, row: Row, images: Tensor, target: Tensor, seeds: Sequence[int]) -> Maps:
-        """Maps of images ``(B, 3, H, W)``; a photograph's own seed is the random map's."""
+    def __call__(self, rows: Sequence[Row], images: Tensor, target: Tensor, seeds: Sequence[int]) -> dict[Row, Maps]:
+        """Maps of images ``(B, 3, H, W)`` by every row.
+
+        Means over layers are made of the layers' own explanations, where these are asked for as well.
+
+        Args:
+            rows: what to explain by.
+            images: of one batch.
+            target: ``(B,)``.
+            seeds: of the random map, one a photograph.
+
+        """
+        maps: dict[Row, Maps] = {}
+        explained: dict[Row, Explanation] = {}
+        for row in sorted(rows, key=lambda row: "+" in row.layer):
+            begun = time.perf_counter()
+            parts = [Row(row.method, layer) for layer in row.layer.split("+")]
+            if row.method in FAMILY:
+                known = len(parts) > 1 and all(part in explained for part in parts)
+                found = explained[row] = (
+                    mean_over_layers([explained[part] for part in parts])
+                    if known
+                    else self._family(row)(images, self.baselines, target)
+                )
+                spent = sum(maps[part].seconds for part in parts) if known else 0.0
+                maps[row] = Maps(found.attribution, spent, *missing_of(found))
+            else:
+                maps[row] = Maps(self._other(row, images, target, seeds))
+            maps[row].seconds += (time.perf_counter() - begun) / len(images)
+        return maps
+
+    def _other(self, row: Row, images: Tensor, target: Tensor, seeds: Sequence[int]) -> Tensor:
         if row.method == RANDOM:
-            draws = [torch.rand(14, 14, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-            return Maps(torch.stack(draws))
+            return torch.stack([torch.rand(14, 14, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         if row.method == RISE:
-            return Maps(torch.stack([rise(self.model, *pair, self.masks) for pair in zip(images, target, strict=True)]))
-        if row.method in FAMILY:
-            found = self._family(row)(images, self.baselines, target)
-            return Maps(found.attribution, *missing_of(found))
-        return Maps(library(self.model, row, images, target))
+            return torch.stack([rise(self.model, *pair, self.masks) for pair in zip(images, target, strict=True)])
+        return library(self.model, row, images, target)
 
     def layer_of(self, row: Row) -> str:
-        """The layers that a row of the family has found."""
-        return self._family(row).layer or row.layer
+        """The layers that a row of the family finds."""
+        return self._family(row).find(self.baselines[:4])
 
     def _family(self, row: Row) -> ExpectedGradCAM:
         if row not in self._kept:

@@ -17,13 +17,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import cams
 import judges
 import torch
-from cams import AUTO, OURS, Explainers, Maps, Row
+from cams import AUTO, OURS, Explainers, Row
 from comparison import best_layers, choice_table, draw_sheet, summary, tables, verdicts
 from photographs import Net, Photograph, UnusableInputError, load
 from study import Progress, two_threads, write_csv
@@ -38,6 +39,7 @@ class Size:
     Attributes:
         choose: photographs that layers are chosen on.
         compare: photographs of the comparison.
+        further: photographs of it that ours at each layer, and others at our layer, are judged on by our metrics.
         expensive: photographs of it that ScoreCAM, AblationCAM and RISE are judged on, too.
         samples: draws an image; ``None`` for the package's default.
         steps: of insertion, deletion and pixel flipping.
@@ -50,18 +52,28 @@ class Size:
 
     choose: int = 40
     compare: int = 200
+    further: int = 100
     expensive: int = 0
     samples: int | None = None
-    steps: int = 14
+    steps: int = 10
     blocks: int = 24
     masks: int = 500
     sheet: int = 8
     batch: int = 8
 
 
-QUICK = Size(choose=2, compare=3, samples=4, steps=3, blocks=4, masks=16, sheet=2, batch=4)
+QUICK = Size(choose=2, compare=3, further=2, samples=4, steps=3, blocks=4, masks=16, sheet=2, batch=4)
+COUNTS = {
+    "choose": "photographs that layers are chosen on",
+    "compare": "photographs of the comparison",
+    "further": "of these, how many ours at each layer and others at our layer are judged on",
+    "expensive": "of these, how many ScoreCAM, AblationCAM and RISE are judged on as well",
+    "steps": "points of insertion, deletion and pixel flipping",
+    "samples": "draws an image, instead of the package's default",
+    "batch": "photographs that are explained at once",
+}
 # What may grow when a study goes on: the photographs before stay the same.
-MAY_GROW = ("compare", "expensive", "sheet", "batch")
+MAY_GROW = ("compare", "further", "expensive", "sheet", "batch")
 
 
 class Journal:
@@ -151,18 +163,18 @@ def rows_to_choose(net: Net, *, expensive: bool) -> list[Row]:
     return [Row(method, layer) for method in kept for layer in net.layers]
 
 
-def rows_to_compare(net: Net, best: dict[str, str], *, expensive: bool) -> list[Row]:
-    """Ours in all its forms, every other method at its own best layer and at ours, and the random map."""
-    if expensive:
-        rows = [row for row in _own_and_ours(best) if cams.is_expensive(row.method)]
-        return [*rows, Row(cams.RISE)]
-    ours = [Row(OURS, layer) for layer in (AUTO, *("+".join(pair) for pair in net.pairs), *net.layers)]
-    return [*ours, *(row for row in _own_and_ours(best) if not cams.is_expensive(row.method)), Row(cams.RANDOM)]
+def rows_to_compare(best: dict[str, str], *, expensive: bool) -> list[Row]:
+    """Every other method at its own best layer, beside ours with default arguments and a random map."""
+    own = [Row(method, layer) for method, layer in best.items() if method != OURS]
+    own = [row for row in own if cams.is_expensive(row.method) == expensive]
+    return [*own, Row(cams.RISE)] if expensive else [Row(OURS, AUTO), *own, Row(cams.RANDOM)]
 
 
-def _own_and_ours(best: dict[str, str]) -> list[Row]:
-    rows = [Row(method, layer) for method, own in best.items() if method != OURS for layer in (own, best[OURS])]
-    return list(dict.fromkeys(rows))
+def rows_further(net: Net, best: dict[str, str]) -> list[Row]:
+    """Ours at each layer and pair of layers, and the other methods at the layer where a single map of ours is best."""
+    ours = [Row(OURS, layer) for layer in (*net.layers, *("+".join(pair) for pair in net.pairs))]
+    others = [method for method in best if method != OURS and not cams.is_expensive(method)]
+    return [*ours, *(Row(method, best[OURS]) for method in others if best[method] != best[OURS])]
 
 
 class Study:
@@ -188,59 +200,52 @@ class Study:
         say: Callable[[str], None],
     ) -> None:
         self.net, self.explainers, self.journal, self.size, self.say = net, explainers, journal, size, say
-        self.judged_by = judged_by
+        # Layers are chosen by the order of pixels alone; what is looked at further, by ours.
+        self.judged_by = {"choose": ("order",), "compare": tuple(judged_by), "further": (judges.OURS,)}
+        self.judged = judges.sooner(net.model)
 
     def stage(self, name: str, photographs: Sequence[Photograph], rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Measure what is missing of a stage, and return all of its records."""
         done = {(r["photograph"], r["method"], r["layer"]) for r in self.journal.of(name)}
         todo = {p.name: [row for row in rows if (p.name, row.method, row.layer) not in done] for p in photographs}
-        left = [photograph for photograph in photographs if todo[photograph.name]]
         total = sum(map(len, todo.values()))
         begun, finished = time.perf_counter(), 0
-        for start in range(0, len(left), self.size.batch):
-            batch = left[start : start + self.size.batch]
-            for photograph, records in self._measured(name, batch, todo):
-                self.journal.add(records)
-                finished += len(records)
-                rest = (time.perf_counter() - begun) / finished * (total - finished)
-                self.say(
-                    f"{self.net.name}, {name}: {photograph.name}, {finished} of {total} maps, "
-                    f"about {rest / 60:.0f} min left"
-                )
+        # Photographs that lack the same rows go together; where a study goes on, some may lack fewer.
+        for lacking, group in groupby(photographs, key=lambda photograph: todo[photograph.name]):
+            alike = list(group) if lacking else []
+            for start in range(0, len(alike), self.size.batch):
+                for photograph, records in self._measured(name, alike[start : start + self.size.batch], lacking):
+                    self.journal.add(records)
+                    finished += len(records)
+                    rest = (time.perf_counter() - begun) / finished * (total - finished)
+                    self.say(
+                        f"{self.net.name}, {name}: {photograph.name}, {finished} of {total} maps, "
+                        f"about {rest / 60:.0f} min left"
+                    )
         return self.journal.of(name)
 
     def _measured(
-        self, name: str, batch: Sequence[Photograph], todo: dict[str, list[Row]]
+        self, name: str, batch: Sequence[Photograph], rows: Sequence[Row]
     ) -> Iterator[tuple[Photograph, list[dict[str, Any]]]]:
-        images = self.net.images(batch)
-        target = torch.tensor([photograph.label for photograph in batch])
-        wanted = list(dict.fromkeys(row for photograph in batch for row in todo[photograph.name]))
-        maps: dict[Row, dict[int, tuple[Maps, int, float]]] = {row: {} for row in wanted}
-        for row in wanted:
-            places = [i for i, photograph in enumerate(batch) if row in todo[photograph.name]]
-            begun = time.perf_counter()
-            found = self.explainers(row, images[places], target[places], [_seed(batch[i]) for i in places])
-            seconds = (time.perf_counter() - begun) / len(places)
-            maps[row] = {place: (found, index, seconds) for index, place in enumerate(places)}
-        asked = ("order",) if name == "choose" else self.judged_by
+        images, target = self.net.images(batch), torch.tensor([photograph.label for photograph in batch])
+        maps = self.explainers(rows, images, target, [_seed(photograph) for photograph in batch])
         for place, photograph in enumerate(batch):
-            rows = todo[photograph.name]
-            kept = [maps[row][place] for row in rows]
             values = judges.judge(
-                self.net.model,
+                self.judged,
                 images[place : place + 1],
                 target[place : place + 1],
-                [found.values[index] for found, index, _ in kept],
-                asked,
+                [maps[row].values[place] for row in rows],
+                self.judged_by[name],
                 self.size.steps,
                 self.size.blocks,
             )
             records = []
-            for row, (found, index, seconds), numbers in zip(rows, kept, values, strict=True):
-                record: dict[str, Any] = {"stage": name, "photograph": photograph.name, **asdict(row), **numbers}
-                record["seconds"] = seconds
+            for row, numbers in zip(rows, values, strict=True):
+                found = maps[row]
+                record = {"stage": name, "photograph": photograph.name, **asdict(row), **numbers}
+                record["seconds"] = found.seconds
                 if row.method == OURS and found.missing is not None and found.difference is not None:
-                    record |= {"missing": float(found.missing[index]), "difference": float(found.difference[index])}
+                    record |= {"missing": float(found.missing[place]), "difference": float(found.difference[place])}
                 records.append(record)
             yield photograph, records
 
@@ -248,12 +253,8 @@ class Study:
         """Draw the first photographs with the maps of some rows."""
         images, target = self.net.images(photographs), torch.tensor([p.label for p in photographs])
         seeds = [_seed(photograph) for photograph in photographs]
-        columns = {
-            f"{row.method}\n{row.layer}" if row.layer else row.method: self.explainers(
-                row, images, target, seeds
-            ).values
-            for row in rows
-        }
+        maps = self.explainers(rows, images, target, seeds)
+        columns = {f"{row.method}\n{row.layer}".strip(): maps[row].values for row in rows}
         draw_sheet(columns, images, self.net.normalisation, path)
 
 
@@ -267,13 +268,15 @@ def study(
     """Study one network: its lines of the table, and its part of the report."""
     net, photographs = load(name, args.images, args.labels, args.layers)
     folder = args.out / name
-    settings = {**asdict(size), "judges": list(judged_by), "layers": list(net.layers), "photographs": len(photographs)}
-    begin(folder, settings)
     mixed = in_order(photographs)
     reserved = min(BASELINES, len(mixed) // 3)
     candidates, others = mixed[: len(mixed) - reserved], mixed[len(mixed) - reserved :]
+    explainers = Explainers(net.model, net.images(others), size.samples, size.masks)
+    auto = explainers.layer_of(Row(OURS, AUTO))
+    settings = {"judges": list(judged_by), "layers": list(net.layers), "photographs": len(photographs), AUTO: auto}
+    begin(folder, {**asdict(size), **settings})
     right, accuracy = right_ones(net, candidates, size.choose + size.compare, folder / "right.json")
-    if not others or len(right) < size.choose + 2:
+    if len(right) < size.choose + 2:
         raise UnusableInputError(
             f"{name} gets {len(right)} of {len(candidates)} photographs right, and {size.choose} are wanted to choose "
             "layers on and two at least to compare on. Hand over more photographs, lower --choose, or check the order "
@@ -282,7 +285,6 @@ def study(
     first, rest = right[: size.choose], right[size.choose :]
     if len(rest) < size.compare:
         say(f"{name}: {len(rest)} photographs are left to compare on, fewer than --compare {size.compare}")
-    explainers = Explainers(net.model, net.images(others), size.samples, size.masks)
     journal = Journal(folder / "records.jsonl")
     runner = Study(net, explainers, journal, size, judged_by, say)
 
@@ -291,24 +293,21 @@ def study(
         some = first[: max(1, size.expensive // len(net.layers))]
         choice = runner.stage("choose", some, rows_to_choose(net, expensive=True))
     best = best_layers(choice)
-    rows = rows_to_compare(net, best, expensive=False)
+    rows = rows_to_compare(best, expensive=False)
     records = runner.stage("compare", rest, rows)
     if size.expensive:
-        records = runner.stage("compare", rest[: size.expensive], rows_to_compare(net, best, expensive=True))
+        records = runner.stage("compare", rest[: size.expensive], rows_to_compare(best, expensive=True))
+    records = records + runner.stage("further", rest[: size.further], rows_further(net, best))
     sheet = folder / "sheet.png"
     if size.sheet and not sheet.is_file():
-        shown = [
-            row for row in rows if (row.layer == AUTO) or (row.method != OURS and row.layer == best.get(row.method))
-        ]
-        runner.sheet(rest[: size.sheet], shown, sheet)
+        runner.sheet(rest[: size.sheet], [row for row in rows if row.layer], sheet)
         say(f"{name}: photographs and maps are on {sheet}")
     lines = summary(name, records, best)
-    resolved = explainers.layer_of(Row(OURS, AUTO))
     text = "\n".join(
         [
             f"## {name}\n",
             f"Top-1 accuracy {accuracy:.3f}. Layers chosen on {len(first)} photographs, compared on {len(rest)} others"
-            f"; '{AUTO}' is {resolved or 'the default'}.\n",
+            f"; '{AUTO}' is {auto}.\n",
             verdicts(lines),
             tables(lines),
             f"Where layers were chosen, insertion minus deletion:\n\n{choice_table(choice)}",
@@ -329,14 +328,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.
     )
     parser.add_argument("--out", type=Path, default=Path("runs/compare_methods"), help="where everything is written")
     parser.add_argument("--quick", action="store_true", help="a miniature that shows that it runs, and nothing else")
-    counts = {
-        "choose": "photographs that layers are chosen on",
-        "compare": "photographs of the comparison",
-        "expensive": "of these, how many ScoreCAM, AblationCAM and RISE are judged on as well",
-        "samples": "draws an image, instead of the package's default",
-        "batch": "photographs that are explained at once",
-    }
-    for name, text in counts.items():
+    for name, text in COUNTS.items():
         default = getattr(Size(), name)
         parser.add_argument(f"--{name}", type=int, help=f"{text} ({default})" if default is not None else text)
     return parser.parse_args(argv), parser
@@ -347,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     args, parser = arguments(argv)
     two_threads()
     say = Progress()
-    given = {name: getattr(args, name) for name in ("choose", "compare", "expensive", "samples", "batch")}
+    given = {name: getattr(args, name) for name in COUNTS}
     size = Size(**{**asdict(QUICK if args.quick else Size()), **{k: v for k, v in given.items() if v is not None}})
     if size.choose < 1 or size.compare < 2:
         parser.error(

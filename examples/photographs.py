@@ -96,6 +96,8 @@ def load(name: str, folder: Path, labels: Path | None, layers: Sequence[str] | N
     else:
         photographs = _listed(folder, labels) if labels else _in_class_folders(folder)
         model, transform = _pretrained(name)
+    if len(photographs) < 3:
+        raise UnusableInputError(f"{folder} holds {len(photographs)} photographs: hand over some hundred.")
     model = model.eval()
     sample = torch.stack([transform(photograph.open()) for photograph in photographs[:2]])
     with torch.no_grad():
