@@ -96,7 +96,7 @@ class Explainers:
             rows: what to explain by.
             images: of one batch.
             target: ``(B,)``.
-            seeds: of the random map, one a photograph.
+            seeds: of the draws and the random map, one a photograph: its maps are the same in any batch.
 
         """
         maps: dict[Row, Maps] = {}
@@ -109,7 +109,7 @@ class Explainers:
                 found = explained[row] = (
                     mean_over_layers([explained[part] for part in parts])
                     if known
-                    else self._family(row)(images, self.baselines, target)
+                    else self._family(row)(images, self.baselines, target, image_index=seeds)
                 )
                 spent = sum(maps[part].seconds for part in parts) if known else 0.0
                 maps[row] = Maps(found.attribution, spent, *missing_of(found))

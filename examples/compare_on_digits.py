@@ -2,7 +2,7 @@
 
 Two architectures, three seeds, two layers, eight methods of one family. Every map is judged by this package's metrics
 and, where they are installed, by captum's infidelity and Quantus' pixel flipping, which other people wrote and which
-replace pixels by other things than ours do. Writes ``compare_methods.md``, ``.csv`` and ``.png``.
+replace pixels by other things than ours do. Writes ``compare_on_digits.md``, ``.csv`` and ``.png``.
 """
 
 from __future__ import annotations
@@ -328,15 +328,15 @@ def write(records: Sequence[dict[str, Any]], size: Size, out: Path) -> None:
         f"## Claims\n\n{claims(records)}",
         f"## By architecture\n\n{values_table(records, ['architecture', 'layer', 'method'])}",
     ]
-    (out / "compare_methods.md").write_text("\n".join(text))
-    write_csv(out / "compare_methods.csv", records)
-    draw(records, out / "compare_methods.png")
+    (out / "compare_on_digits.md").write_text("\n".join(text))
+    write_csv(out / "compare_on_digits.csv", records)
+    draw(records, out / "compare_on_digits.png")
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Run the study and write its tables and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/compare_methods"), help="where tables and figure go")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare_on_digits"), help="where tables and figure go")
     parser.add_argument("--quick", action="store_true", help="a miniature that shows that it runs, and nothing else")
     args = parser.parse_args(argv)
     two_threads()

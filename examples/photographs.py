@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from egcam_lightning.explain.candidates import observe
+from egcam_lightning.explain.layer_search import telling_sample
 from egcam_lightning.explain.split_model import SplitModel, host_image_like
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
@@ -126,6 +127,7 @@ def load(name: str, folder: Path, labels: Path | None, layers: Sequence[str] | N
 
 def even_cuts(model: nn.Module, images: Tensor, count: int = 3) -> tuple[str, ...]:
     """Names of layers that nothing bypasses, evenly over the last two thirds of a network, the last one included."""
+    images, _ = telling_sample(images)
     candidates, _, _ = observe(model, model, images)
     distinct = {candidate.tensor: candidate for candidate in candidates}  # of a block and its container, the latter
     host = host_image_like(images)
