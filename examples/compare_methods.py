@@ -202,7 +202,7 @@ class Study:
         self.net, self.explainers, self.journal, self.size, self.say = net, explainers, journal, size, say
         # Layers are chosen by the order of pixels alone; what is looked at further, by ours.
         self.judged_by = {"choose": ("order",), "compare": tuple(judged_by), "further": (judges.OURS,)}
-        self.judged = judges.sooner(net.model)
+        self.judged = judges.sooner(net.model, explainers.baselines[:2])
 
     def stage(self, name: str, photographs: Sequence[Photograph], rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Measure what is missing of a stage, and return all of its records."""

@@ -79,15 +79,23 @@ def judge(
     return values
 
 
-def sooner(model: nn.Module) -> nn.Module:
-    """A copy of a network that gives the same scores in less time on a CPU; to be asked, not explained."""
+def sooner(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy of a network that gives the same scores in less time on a CPU; to be asked, not explained.
+
+    Args:
+        model: from images to logits, in evaluation mode.
+        images: ``(n, 3, H, W)``, on which it has to agree.
+
+    """
     from torch.fx.experimental.optimization import fuse
 
-    try:
-        fast = fuse(model)  # batch norm into convolutions
-    except Exception:  # a network whose path depends on its input is no graph, and stays as it is
-        fast = deepcopy(model)
-    return fast.eval().to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        try:
+            fast = fuse(model).eval()  # batch norm into convolutions
+            agrees = torch.allclose(fast(images), model(images), rtol=1e-3, atol=1e-3)
+        except Exception:  # a network whose path depends on its input is no graph
+            agrees = False
+    return (fast if agrees else deepcopy(model)).to(memory_format=torch.channels_last)
 
 
 def _merge(values: list[dict[str, float]], name: str, column: Sequence[float]) -> None:

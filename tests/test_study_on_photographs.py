@@ -243,7 +243,7 @@ def test_judging_together_gives_what_judging_alone_does(modules, scene):
     one, other = torch.randn(4, 4, generator=generator), torch.randn(8, 8, generator=generator)
     maps = [one, other, 2 * one + 3, -one]
     names = modules.judges.available()
-    together = modules.judges.judge(modules.judges.sooner(model), image, target, maps, names, 6, 8)
+    together = modules.judges.judge(modules.judges.sooner(model, scene.images), image, target, maps, names, 6, 8)
     probability = class_scores(model, softmax=True)
     for item, values in zip(maps, together, strict=True):
         [alone] = modules.judges.judge(model, image, target, [item], names, 6, 8)
@@ -257,6 +257,23 @@ def test_judging_together_gives_what_judging_alone_does(modules, scene):
     assert together[0]["flipping"] == together[2]["flipping"]
     assert together[0]["flipping"] == pytest.approx(-together[3]["flipping"], abs=0.02)
     assert together[0]["captum"] == pytest.approx(together[3]["captum"], abs=1e-4)
+
+
+def test_a_network_that_is_no_graph_or_would_change_is_judged_as_it_is(modules):
+    class Winding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 2, 1)
+
+        def forward(self, images):
+            sign = 1 if images.mean() > 0 else -1
+            return sign * self.layer(images).mean((2, 3))
+
+    model, images = Winding().eval(), torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.8
+    fast = modules.judges.sooner(model, images)
+    assert fast is not model
+    for shown in (images, -images):
+        torch.testing.assert_close(fast(shown), model(shown))
 
 
 def test_a_map_is_the_same_but_for_scale_and_constant_or_it_is_another(modules):
