@@ -1,79 +1,35 @@
-"""Compare Grad-CAM and its relatives: which maps are true of the model, and does completeness decide it?
+"""Compare Expected Grad-CAM with other CAMs on pretrained networks and photographs.
 
-Two architectures, three seeds, two layers, eight methods of one family. Every map is judged by this package's metrics
-and, where they are installed, by captum's infidelity and Quantus' pixel flipping, which other people wrote and which
-replace pixels by other things than ours do. Writes ``compare_methods.md``, ``.csv`` and ``.png``.
+With torchvision's or timm's weights and an ImageNet validation folder (one folder a class, or files and --labels):
+
+    python examples/compare_methods.py --nets resnet50 mobilenet_v2 deit_tiny_patch16_224 --images imagenet/val
+
+Photographs that the network gets right are explained, for their class. On the first of them (--choose) every method is
+tried at each layer of the network and judged by insertion minus deletion; on others (--compare) each is judged at its
+own best layer and at ours. What is measured is written photograph by photograph below --out: a study that was stopped
+goes on where it was, and nothing is done twice. Writes compare_methods.md, .csv, and a sheet of photographs a network.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from importlib.util import find_spec
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import cams
+import judges
 import torch
-from digits import DigitsOnTexture
-from scipy.stats import rankdata, spearmanr
-from study import (
-    VGG,
-    Progress,
-    ResNet,
-    accuracy,
-    fit,
-    markdown,
-    mean_spread,
-    normalised,
-    seeded,
-    two_threads,
-    write_csv,
-)
-from torch import Tensor, nn
-from torch.nn import functional as F
+from cams import AUTO, OURS, Explainers, Row
+from comparison import best_layers, choice_table, draw_sheet, summary, tables, verdicts
+from photographs import Net, Photograph, UnusableInputError, load
+from study import Progress, two_threads, write_csv
 
-from egcam_lightning import ExpectedGradCAM, Explanation, Perturbation
-from egcam_lightning.metrics import CompletenessGap
-from egcam_lightning.metrics.functional import (
-    block_effects,
-    class_scores,
-    complexity,
-    deletion_auc,
-    infidelity_of,
-    insertion_auc,
-    max_sensitivity,
-    random_blocks,
-    relevance_mass,
-)
-
-METHODS = {
-    "Grad-CAM": Perturbation.grad_cam(),
-    "HiResCAM": Perturbation.hires_cam(),
-    "SmoothGrad-CAM": Perturbation.smooth_grad_cam(),
-    "Integrated Grad-CAM": Perturbation.integrated_grad_cam(),
-    "Expected, channel, input": replace(Perturbation.expected("input"), weighting="channel"),
-    "Expected, channel, activation": replace(Perturbation.expected(), weighting="channel"),
-    "Expected, elementwise, input": Perturbation.expected("input"),
-    "Expected, elementwise, activation": Perturbation.expected(),
-}
-OURS = "Expected, elementwise, activation"
-ARCHITECTURES: dict[str, type[VGG] | type[ResNet]] = {"VGG": VGG, "ResNet": ResNet}
-# Title, and whether higher (1) or lower (-1) is better; 0 where neither is.
-COLUMNS = {
-    "insertion": ("insertion ↑", 1),
-    "deletion": ("deletion ↓", -1),
-    "infidelity": ("infidelity ↓", -1),
-    "yeh": ("infidelity, Yeh's own ↓", -1),
-    "gap": ("completeness gap ↓", -1),
-    "sensitivity": ("sensitivity ↓", -1),
-    "complexity": ("complexity", 0),
-    "mass": ("relevance mass ↑", 1),
-    "quantus": ("Quantus pixel flipping ↓", -1),
-    "captum": ("captum infidelity ↓", -1),
-}
-SEED_OF_JUDGES = 7  # their blocks are others than ours
+BASELINES = 32
 
 
 @dataclass(frozen=True)
@@ -81,272 +37,335 @@ class Size:
     """How large a study is.
 
     Attributes:
-        seeds: models of each architecture.
-        copies: how often each training digit is there.
-        train: training images at most.
-        epochs: of training.
-        images: explained validation images.
-        draws: an image, and as many baselines.
-        blocks: of infidelity, ours and captum's.
+        choose: photographs that layers are chosen on.
+        compare: photographs of the comparison.
+        further: photographs of it that ours at each layer, and others at our layer, are judged on by our metrics.
+        expensive: photographs of it that ScoreCAM, AblationCAM and RISE are judged on, too.
+        samples: draws an image; ``None`` for the package's default.
         steps: of insertion, deletion and pixel flipping.
-        shaken: images, and samples of each, of sensitivity.
+        blocks: of infidelity.
+        masks: of RISE.
+        sheet: photographs on the sheet.
+        batch: photographs that are explained at once.
 
     """
 
-    seeds: int = 3
-    copies: int = 2
-    train: int = 10_000
-    epochs: int = 5
-    images: int = 32
-    draws: int = 32
+    choose: int = 40
+    compare: int = 200
+    further: int = 100
+    expensive: int = 0
+    samples: int | None = None
+    steps: int = 10
     blocks: int = 24
-    steps: int = 16
-    shaken: tuple[int, int] = (8, 4)
+    masks: int = 500
+    sheet: int = 8
+    batch: int = 8
 
 
-QUICK = Size(seeds=1, copies=1, train=256, epochs=1, images=4, draws=4, blocks=4, steps=2, shaken=(2, 1))
+QUICK = Size(choose=2, compare=3, further=2, samples=4, steps=3, blocks=4, masks=16, sheet=2, batch=4)
+COUNTS = {
+    "choose": "photographs that layers are chosen on",
+    "compare": "photographs of the comparison",
+    "further": "of these, how many ours at each layer and others at our layer are judged on",
+    "expensive": "of these, how many ScoreCAM, AblationCAM and RISE are judged on as well",
+    "steps": "points of insertion, deletion and pixel flipping",
+    "samples": "draws an image, instead of the package's default",
+    "batch": "photographs that are explained at once",
+}
+# What may grow when a study goes on: the photographs before stay the same.
+MAY_GROW = ("compare", "further", "expensive", "sheet", "batch")
 
 
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """What is explained: images ``(N, 3, H, W)``, targets ``(N,)``, masks ``(N, H, W)``, baselines ``(R, 3, H, W)``."""
+class Journal:
+    """Records in a file, a line each; one that was cut off when the study was stopped is not there.
 
-    images: Tensor
-    target: Tensor
-    masks: Tensor
-    baselines: Tensor
+    Args:
+        path: of the file; begun where there is none.
 
-
-def measure(model: nn.Module, explainer: ExpectedGradCAM, probe: Probe, size: Size) -> dict[str, float]:
-    """Every number about one method at one layer of one model, each the mean over images that have one."""
-    found: Explanation = explainer(probe.images, probe.baselines, probe.target)
-    maps = found.attribution
-    logit, probability = class_scores(model), class_scores(model, softmax=True)
-    predicted, drop = block_effects(logit, probe.images, maps, probe.target, num_perturbations=size.blocks)
-    gap = CompletenessGap()
-    gap.update(maps, found.score, found.baseline_score, found.off_grid)
-    count, samples = size.shaken
-    shaken = max_sensitivity(
-        lambda images, target: explainer(images, probe.baselines, target).attribution,
-        probe.images[:count],
-        explainer(probe.images[:count], probe.baselines, probe.target[:count]).attribution,
-        probe.target[:count],
-        num_samples=samples,
-    )
-    ours = {
-        "insertion": insertion_auc(probability, probe.images, maps, probe.target, num_steps=size.steps),
-        "deletion": deletion_auc(probability, probe.images, maps, probe.target, num_steps=size.steps),
-        "infidelity": infidelity_of(predicted, drop),
-        "yeh": infidelity_of(predicted, drop, normalize=False),
-        "gap": gap.compute(),
-        "sensitivity": shaken,
-        "complexity": complexity(maps),
-        "mass": relevance_mass(maps, probe.masks),
-    }
-    return {**{key: float(value.nanmean()) for key, value in ours.items()}, **judges(model, probe, maps, size)}
-
-
-def judges(model: nn.Module, probe: Probe, maps: Tensor, size: Size) -> dict[str, float]:
-    """What captum's and Quantus' own code says of maps ``(N, h, w)``; NaN where one of them is not installed.
-
-    Both are test dependencies (``pip install captum quantus``). captum's infidelity is Yeh's own, over other blocks
-    than ours and with grey instead of a blurred copy; Quantus' pixel flipping is deletion with the image's mean.
     """
-    height, width = probe.images.shape[2:]
-    # Bilinear weights that share a cell out to its pixels: a map keeps its total where the grid divides the image.
-    share = maps.shape[1] * maps.shape[2] / (height * width)
-    pixels = share * F.interpolate(maps[:, None], size=(height, width), mode="bilinear", align_corners=False)
-    return {
-        "quantus": pixel_flipping(model, probe, pixels, size.steps) if find_spec("quantus") else float("nan"),
-        "captum": captum_infidelity(model, probe, pixels, size.blocks) if find_spec("captum") else float("nan"),
-    }
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: list[dict[str, Any]] = []
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+        self.records = [json.loads(line) for line in whole.splitlines()]
+
+    def add(self, records: Sequence[dict[str, Any]]) -> None:
+        """Write records at once."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in records))
+        self.records += records
+
+    def of(self, stage: str) -> list[dict[str, Any]]:
+        """The records of a stage."""
+        return [record for record in self.records if record["stage"] == stage]
 
 
-def captum_infidelity(model: nn.Module, probe: Probe, pixels: Tensor, blocks: int) -> float:
-    """The infidelity that captum gives to pixel maps ``(N, 1, H, W)``."""
-    from captum.metrics import infidelity
+def begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Make a network's folder, or insist that what is there was measured in the same way.
 
-    shape = probe.images.shape[2:]
-    masks = random_blocks(tuple(shape), blocks, SEED_OF_JUDGES)[:, None].repeat(len(pixels), 1, 1, 1)
-    values = infidelity(
-        model,
-        lambda images: (masks.expand_as(images).float(), torch.where(masks, 0.0, images)),
-        probe.images,
-        # captum wants a value for each channel; a block takes all three away, and each gives a third of the sum.
-        (pixels / probe.images.shape[1]).expand_as(probe.images),
-        target=probe.target,
-        n_perturb_samples=blocks,
-    )
-    return float(values.mean())
+    Raises:
+        UnusableInputError: where it was not.
 
-
-def pixel_flipping(model: nn.Module, probe: Probe, pixels: Tensor, steps: int) -> float:
-    """The pixel flipping that Quantus gives to pixel maps ``(N, 1, H, W)``: the mean over the curve."""
-    import quantus
-
-    judge = quantus.PixelFlipping(
-        features_in_step=pixels[0].numel() // steps,
-        perturb_baseline="mean",
-        abs=False,
-        normalise=False,
-        disable_warnings=True,
-        display_progressbar=False,
-    )
-    curves = judge(
-        model=model,
-        x_batch=probe.images.numpy(),
-        y_batch=probe.target.numpy(),
-        a_batch=pixels.numpy().copy(),
-        device="cpu",
-        softmax=True,
-    )
-    return float(torch.tensor(curves).mean())
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "settings.json"
+    fixed = {key: value for key, value in settings.items() if key not in MAY_GROW}
+    before = json.loads(path.read_text()) if path.is_file() else fixed
+    for key, value in json.loads(json.dumps(fixed)).items():
+        if before.get(key) != value:
+            raise UnusableInputError(
+                f"{folder} was begun with {key} = {before.get(key)!r}, and now it is {value!r}: the two cannot be "
+                "compared. Write another --out, or what was asked for before."
+            )
+    path.write_text(json.dumps(fixed, indent=1))
 
 
-def study(size: Size, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """One record for each method, layer, architecture and seed."""
-    records: list[dict[str, Any]] = []
-    for seed in range(size.seeds):
-        train, val = DigitsOnTexture("train", size.copies, seed=seed), DigitsOnTexture("val", seed=seed)
-        images, labels = normalised(train.images[: size.train]), train.labels[: size.train]
-        rows = torch.linspace(0, len(val) - 1, size.images).long()
-        some = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: size.draws]
-        probe = Probe(normalised(val.images[rows]), val.labels[rows], val.masks[rows], images[some])
-        for name, architecture in ARCHITECTURES.items():
-            model = fit(seeded(architecture, seed), images, labels, epochs=size.epochs, seed=seed)
-            right = accuracy(model, normalised(val.images), val.labels)
-            say(f"{name}, seed {seed}: trained, accuracy {right:.3f}")
-            for depth, layer in architecture.layers.items():
-                for method, perturbation in METHODS.items():
-                    explainer = ExpectedGradCAM(model, layer, perturbation, num_samples=size.draws, seed=seed)
-                    about = {"architecture": name, "seed": seed, "accuracy": right, "layer": depth, "method": method}
-                    records.append({**about, **measure(model, explainer, probe, size)})
-                say(f"{name}, seed {seed}, {depth} layer: {len(METHODS)} methods measured")
-    return records
+def in_order(photographs: Sequence[Photograph]) -> list[Photograph]:
+    """The same order every time, with the classes mixed."""
+    order = torch.randperm(len(photographs), generator=torch.Generator().manual_seed(0))
+    return [photographs[int(row)] for row in order]
 
 
-def cells(records: Sequence[dict[str, Any]]) -> Iterable[list[dict[str, Any]]]:
-    """The records of all methods at one layer of one model, cell by cell."""
-    for start in range(0, len(records), len(METHODS)):
-        yield list(records[start : start + len(METHODS)])
+def right_ones(net: Net, candidates: Sequence[Photograph], wanted: int, path: Path) -> tuple[list[Photograph], float]:
+    """The first photographs whose class the network gives, and its accuracy on those that were looked at.
+
+    Args:
+        net: the network.
+        candidates: in the order in which they are looked at.
+        wanted: how many; fewer where there are no more.
+        path: of a file that remembers which are right.
+
+    """
+    known: dict[str, bool] = json.loads(path.read_text()) if path.is_file() else {}
+    found: list[Photograph] = []
+    seen = 0
+    while len(found) < wanted and seen < len(candidates):
+        part = candidates[seen : seen + 16]
+        new = [photograph for photograph in part if photograph.name not in known]
+        if new:
+            with torch.no_grad():
+                predicted = net.model(net.images(new)).argmax(1).tolist()
+            known |= {p.name: k == p.label for p, k in zip(new, predicted, strict=True)}
+            path.write_text(json.dumps(known))
+        found += [photograph for photograph in part if known[photograph.name]]
+        seen += len(part)
+    return found[:wanted], sum(known[p.name] for p in candidates[:seen]) / max(1, seen)
 
 
-def values_table(records: Sequence[dict[str, Any]], by: Sequence[str]) -> str:
-    """Mean and spread of every number, one line for each value of the keys ``by``."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for record in records:
-        groups.setdefault(tuple(record[key] for key in by), []).append(record)
-    rows = [[*group, *(mean_spread([r[key] for r in part]) for key in COLUMNS)] for group, part in groups.items()]
-    return markdown([*by, *(title for title, _ in COLUMNS.values())], rows)
+def rows_to_choose(net: Net, *, expensive: bool) -> list[Row]:
+    """Every method that has a layer, at each."""
+    methods = [*cams.FAMILY, *cams.available()]
+    kept = [method for method in methods if cams.is_expensive(method) == expensive]
+    return [Row(method, layer) for method in kept for layer in net.layers]
 
 
-def ranks_table(records: Sequence[dict[str, Any]]) -> str:
-    """The mean rank of each method among all, over layers, architectures and seeds; 1 is best, equals share a rank."""
-    judged = {key: sign for key, (_, sign) in COLUMNS.items() if sign and records[0][key] == records[0][key]}
-    rows: list[list[str]] = []
-    for index, method in enumerate(METHODS):
-        # Methods that are the same at a layer differ in the last bits: equal to three digits is equal.
-        ranks = {
-            key: [rankdata([-sign * float(f"{r[key]:.3g}") for r in cell])[index] for cell in cells(records)]
-            for key, sign in judged.items()
-        }
-        rows.append([method, *(f"{sum(values) / len(values):.1f}" for values in ranks.values())])
-    return markdown(["method", *(COLUMNS[key][0][:-2] for key in judged)], rows)
+def rows_to_compare(best: dict[str, str], *, expensive: bool) -> list[Row]:
+    """Every other method at its own best layer, beside ours with default arguments and a random map."""
+    own = [Row(method, layer) for method, layer in best.items() if method != OURS]
+    own = [row for row in own if cams.is_expensive(row.method) == expensive]
+    return [*own, Row(cams.RISE)] if expensive else [Row(OURS, AUTO), *own, Row(cams.RANDOM)]
 
 
-def claims(records: Sequence[dict[str, Any]]) -> str:
-    """What the records say of the paper's claims."""
-    lines = []
-    for key, judge in (("yeh", "ours"), ("captum", "captum's")):
-        if records[0][key] != records[0][key]:
-            continue
-        found = [spearmanr([r["gap"] for r in cell], [r[key] for r in cell]).statistic for cell in cells(records)]
-        by_name = [{r["method"]: r[key] for r in cell} for cell in cells(records)]
-        others = [min(value for name, value in cell.items() if name != OURS) for cell in by_name]
-        alone = sum(1.001 * cell[OURS] < other for cell, other in zip(by_name, others, strict=True))
-        best = sum(cell[OURS] <= 1.001 * other for cell, other in zip(by_name, others, strict=True))
-        worse = sum(cell["SmoothGrad-CAM"] > 1.001 * cell["Grad-CAM"] for cell in by_name)
-        lines += [
-            f"- Rank correlation of completeness gap and infidelity ({judge}, Yeh's own) over the {len(METHODS)} "
-            f"methods of a cell: {mean_spread(found, 2)}, from {min(found):.2f} to {max(found):.2f} "
-            f"in {len(found)} cells.",
-            f"- '{OURS}' has the lowest infidelity ({judge}) in {alone} of {len(by_name)} cells, and shares it within "
-            f"0.1 % in {best - alone} more.",
-            f"- SmoothGrad-CAM has a higher infidelity ({judge}) than Grad-CAM in {worse} of {len(by_name)} cells.",
-        ]
-    return "\n".join(lines) + "\n"
+def rows_further(net: Net, best: dict[str, str]) -> list[Row]:
+    """Ours at each layer and pair of layers, and the other methods at the layer where a single map of ours is best."""
+    ours = [Row(OURS, layer) for layer in (*net.layers, *("+".join(pair) for pair in net.pairs))]
+    others = [method for method in best if method != OURS and not cams.is_expensive(method)]
+    return [*ours, *(Row(method, best[OURS]) for method in others if best[method] != best[OURS])]
 
 
-def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Infidelity over completeness gap: every method, layer, architecture and seed a point."""
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
+class Study:
+    """One network's study: explains batches of photographs, judges them one by one, and writes down what it finds.
 
-    least = 1e-3
-    colours = {**dict(zip(METHODS, colormaps["tab10"].colors, strict=False)), OURS: (0.0, 0.0, 0.0)}
-    markers = dict(zip(ARCHITECTURES, "os", strict=True))
-    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 1)
-    for record in records:
-        colour = colours[record["method"]]
-        filled = record["layer"] == "last"
-        axes.scatter(
-            max(record["gap"], least),
-            record["yeh"],
-            s=34,
-            marker=markers[record["architecture"]],
-            facecolors=[colour] if filled else "none",
-            edgecolors=[colour],
+    Args:
+        net: the network.
+        explainers: of its maps.
+        journal: where records go.
+        size: of the study.
+        judged_by: the judges of the comparison.
+        say: prints a line.
+
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        explainers: Explainers,
+        journal: Journal,
+        size: Size,
+        judged_by: Sequence[str],
+        say: Callable[[str], None],
+    ) -> None:
+        self.net, self.explainers, self.journal, self.size, self.say = net, explainers, journal, size, say
+        # Layers are chosen by the order of pixels alone; what is looked at further, by ours.
+        self.judged_by = {"choose": ("order",), "compare": tuple(judged_by), "further": (judges.OURS,)}
+        self.judged = judges.sooner(net.model, explainers.baselines[:2])
+
+    def stage(self, name: str, photographs: Sequence[Photograph], rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Measure what is missing of a stage, and return all of its records."""
+        done = {(r["photograph"], r["method"], r["layer"]) for r in self.journal.of(name)}
+        todo = {p.name: [row for row in rows if (p.name, row.method, row.layer) not in done] for p in photographs}
+        total = sum(map(len, todo.values()))
+        begun, finished = time.perf_counter(), 0
+        # Photographs that lack the same rows go together; where a study goes on, some may lack fewer.
+        for lacking, group in groupby(photographs, key=lambda photograph: todo[photograph.name]):
+            alike = list(group) if lacking else []
+            for start in range(0, len(alike), self.size.batch):
+                for photograph, records in self._measured(name, alike[start : start + self.size.batch], lacking):
+                    self.journal.add(records)
+                    finished += len(records)
+                    rest = (time.perf_counter() - begun) / finished * (total - finished)
+                    self.say(
+                        f"{self.net.name}, {name}: {photograph.name}, {finished} of {total} maps, "
+                        f"about {rest / 60:.0f} min left"
+                    )
+        return self.journal.of(name)
+
+    def _measured(
+        self, name: str, batch: Sequence[Photograph], rows: Sequence[Row]
+    ) -> Iterator[tuple[Photograph, list[dict[str, Any]]]]:
+        images, target = self.net.images(batch), torch.tensor([photograph.label for photograph in batch])
+        maps = self.explainers(rows, images, target, [_seed(photograph) for photograph in batch])
+        for place, photograph in enumerate(batch):
+            values = judges.judge(
+                self.judged,
+                images[place : place + 1],
+                target[place : place + 1],
+                [maps[row].values[place] for row in rows],
+                self.judged_by[name],
+                self.size.steps,
+                self.size.blocks,
+            )
+            records = []
+            for row, numbers in zip(rows, values, strict=True):
+                found = maps[row]
+                record = {"stage": name, "photograph": photograph.name, **asdict(row), **numbers}
+                record["seconds"] = found.seconds
+                if row.method == OURS and found.missing is not None and found.difference is not None:
+                    record |= {"missing": float(found.missing[place]), "difference": float(found.difference[place])}
+                records.append(record)
+            yield photograph, records
+
+    def sheet(self, photographs: Sequence[Photograph], rows: Sequence[Row], path: Path) -> None:
+        """Draw the first photographs with the maps of some rows."""
+        images, target = self.net.images(photographs), torch.tensor([p.label for p in photographs])
+        seeds = [_seed(photograph) for photograph in photographs]
+        maps = self.explainers(rows, images, target, seeds)
+        columns = {f"{row.method}\n{row.layer}".strip(): maps[row].values for row in rows}
+        draw_sheet(columns, images, self.net.normalisation, path)
+
+
+def _seed(photograph: Photograph) -> int:
+    return sum(place * code for place, code in enumerate(photograph.name.encode(), start=1))
+
+
+def study(
+    name: str, args: argparse.Namespace, size: Size, judged_by: Sequence[str], say: Progress
+) -> tuple[list[dict[str, Any]], str]:
+    """Study one network: its lines of the table, and its part of the report."""
+    net, photographs = load(name, args.images, args.labels, args.layers)
+    folder = args.out / name
+    mixed = in_order(photographs)
+    reserved = min(BASELINES, len(mixed) // 3)
+    candidates, others = mixed[: len(mixed) - reserved], mixed[len(mixed) - reserved :]
+    explainers = Explainers(net.model, net.images(others), size.samples, size.masks)
+    auto = explainers.layer_of(Row(OURS, AUTO))
+    settings = {"judges": list(judged_by), "layers": list(net.layers), "photographs": len(photographs), AUTO: auto}
+    begin(folder, {**asdict(size), **settings})
+    right, accuracy = right_ones(net, candidates, size.choose + size.compare, folder / "right.json")
+    if len(right) < size.choose + 2:
+        raise UnusableInputError(
+            f"{name} gets {len(right)} of {len(candidates)} photographs right, and {size.choose} are wanted to choose "
+            "layers on and two at least to compare on. Hand over more photographs, lower --choose, or check the order "
+            "of the classes."
         )
-    axes.set(xscale="log", yscale="log", xlabel=f"completeness gap (at least {least:g} is drawn)")
-    axes.set_ylabel("infidelity, not normalised (squared logits)")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.grid(alpha=0.3)
-    plain = partial(Line2D, [], [], linestyle="")
-    handles = [plain(marker="o", color=colour, label=method) for method, colour in colours.items()]
-    handles += [plain(marker=marker, color="grey", label=name) for name, marker in markers.items()]
-    handles.append(plain(marker="o", color="grey", markerfacecolor="none", label="hollow: the earlier layer"))
-    figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
-    figure.savefig(path, dpi=110)
+    first, rest = right[: size.choose], right[size.choose :]
+    if len(rest) < size.compare:
+        say(f"{name}: {len(rest)} photographs are left to compare on, fewer than --compare {size.compare}")
+    journal = Journal(folder / "records.jsonl")
+    runner = Study(net, explainers, journal, size, judged_by, say)
+
+    choice = runner.stage("choose", first, rows_to_choose(net, expensive=False))
+    if size.expensive:
+        some = first[: max(1, size.expensive // len(net.layers))]
+        choice = runner.stage("choose", some, rows_to_choose(net, expensive=True))
+    best = best_layers(choice)
+    rows = rows_to_compare(best, expensive=False)
+    records = runner.stage("compare", rest, rows)
+    if size.expensive:
+        records = runner.stage("compare", rest[: size.expensive], rows_to_compare(best, expensive=True))
+    records = records + runner.stage("further", rest[: size.further], rows_further(net, best))
+    sheet = folder / "sheet.png"
+    if size.sheet and not sheet.is_file():
+        runner.sheet(rest[: size.sheet], [row for row in rows if row.layer], sheet)
+        say(f"{name}: photographs and maps are on {sheet}")
+    lines = summary(name, records, best)
+    text = "\n".join(
+        [
+            f"## {name}\n",
+            f"Top-1 accuracy {accuracy:.3f}. Layers chosen on {len(first)} photographs, compared on {len(rest)} others"
+            f"; '{AUTO}' is {auto}.\n",
+            verdicts(lines),
+            tables(lines),
+            f"Where layers were chosen, insertion minus deletion:\n\n{choice_table(choice)}",
+        ]
+    )
+    return lines, text
 
 
-def write(records: Sequence[dict[str, Any]], size: Size, out: Path) -> None:
-    """Write tables and figure."""
-    right = {name: [r["accuracy"] for r in records if r["architecture"] == name] for name in ARCHITECTURES}
-    at = {depth: [r for r in records if r["layer"] == depth] for depth in VGG.layers}
-    text = [
-        "# Methods compared\n",
-        f"{size.seeds} seeds, {size.images} images, {size.draws} draws; accuracy "
-        + ", ".join(f"{name} {mean_spread(values)}" for name, values in right.items())
-        + ". Mean ± standard deviation over models; ↑ higher is better, ↓ lower.\n",
-        *(f"## {depth} layer\n\n{values_table(part, ['method'])}" for depth, part in at.items()),
-        f"## Mean rank\n\n{ranks_table(records)}",
-        f"## Claims\n\n{claims(records)}",
-        f"## By architecture\n\n{values_table(records, ['architecture', 'layer', 'method'])}",
-    ]
-    (out / "compare_methods.md").write_text("\n".join(text))
-    write_csv(out / "compare_methods.csv", records)
-    draw(records, out / "compare_methods.png")
+def arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", required=True, metavar="NAME", help="of torchvision, timm, or DIR/nets.py")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="class folders, or files (--labels)")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="lines 'file class-index', for files in DIR")
+    parser.add_argument("--layers", nargs="+", metavar="LAYER", help="where to explain, instead of three known ones")
+    parser.add_argument(
+        "--judges", nargs="+", choices=(judges.OURS, judges.QUANTUS, judges.CAPTUM), help="default: all"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/compare_methods"), help="where everything is written")
+    parser.add_argument("--quick", action="store_true", help="a miniature that shows that it runs, and nothing else")
+    for name, text in COUNTS.items():
+        default = getattr(Size(), name)
+        parser.add_argument(f"--{name}", type=int, help=f"{text} ({default})" if default is not None else text)
+    return parser.parse_args(argv), parser
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Run the study and write its tables and figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/compare_methods"), help="where tables and figure go")
-    parser.add_argument("--quick", action="store_true", help="a miniature that shows that it runs, and nothing else")
-    args = parser.parse_args(argv)
+    """Run the study, write tables and sheets, and return the lines of the table."""
+    args, parser = arguments(argv)
     two_threads()
     say = Progress()
-    args.out.mkdir(parents=True, exist_ok=True)
-    size = QUICK if args.quick else Size()
-    records = study(size, say)
-    write(records, size, args.out)
+    given = {name: getattr(args, name) for name in COUNTS}
+    size = Size(**{**asdict(QUICK if args.quick else Size()), **{k: v for k, v in given.items() if v is not None}})
+    if size.choose < 1 or size.compare < 2:
+        parser.error(
+            "Expected --choose 1 and --compare 2 at least: layers are chosen on some photographs, compared on others."
+        )
+    installed = judges.available()
+    judged_by = tuple(args.judges or installed)
+    absent = [name for name in judged_by if name not in installed]
+    if absent:
+        parser.error(f"--judges {absent[0]} is not installed: pip install {absent[0]}, or leave it out.")
+    if not cams.available():
+        say("pytorch-grad-cam is not installed (pip install grad-cam): its methods are left out")
+    lines: list[dict[str, Any]] = []
+    parts = ["# Methods compared\n", "↑ higher is better, ↓ lower.\n"]
+    for name in args.nets:
+        try:
+            found, text = study(name, args, size, judged_by, say)
+        except UnusableInputError as error:
+            parser.error(str(error))
+        lines += found
+        parts.append(text)
+        # After each network: the next ones may take hours.
+        (args.out / "compare_methods.md").write_text("\n".join(parts), encoding="utf-8")
+        write_csv(args.out / "compare_methods.csv", lines)
     say(f"written to {args.out}")
-    return records
+    return lines
 
 
 if __name__ == "__main__":

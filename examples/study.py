@@ -1,4 +1,4 @@
-"""What the two studies share: small networks, their training, and tables."""
+"""What the studies share: small networks, their training, and tables."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def example(name: str) -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def compare() -> Iterator[ModuleType]:
-    yield from example("compare_methods")
+    yield from example("compare_on_digits")
 
 
 @pytest.fixture(scope="module")
