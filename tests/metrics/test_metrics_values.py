@@ -185,7 +185,7 @@ class TestInsertionDeletion:
 
         insertion_auc(count, world.images, world.maps, world.target)
         deletion_auc(count, world.images, world.maps, world.target, chunk_size=40)
-        assert seen == [60, 40, 20]
+        assert seen == [60, 30, 30]
 
     def test_a_broken_map_or_score_has_no_value(self, world):
         maps = world.maps.clone()
