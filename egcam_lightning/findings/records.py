@@ -1,0 +1,170 @@
+"""What an audit found, as plain values: findings, the classes that they are of, and what was tested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KINDS = ("capture", "removal")
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A window of an audited image that was pasted into others.
+
+    Attributes:
+        image: the row of the image among those audited.
+        top: its first row of pixels.
+        left: its first column.
+        pixels: ``(C, h, w)``, what it shows, as the model takes images.
+        share: of the images that it was pasted into, how many the model then calls by its class.
+
+    """
+
+    image: int
+    top: int
+    left: int
+    pixels: Tensor
+    share: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """Something that an intervention says of a class: what patches of its images do to others, or their loss to it.
+
+    Attributes:
+        target: the class.
+        class_name: its name, its number where none is known.
+        kind: ``"capture"``: patches turn images of other classes into the class; ``"removal"``: without them images
+            are no longer the class.
+        effect: the share of the images that turned.
+        control: the same with windows of the same size at random places of the same images.
+        interval: 95 % interval of ``effect - control``.
+        num_images: images of the class that were looked at.
+        patches: those that did it, the strongest first.
+        sentence: all of it in words.
+
+    """
+
+    target: int
+    class_name: str
+    kind: str
+    effect: float
+    control: float
+    interval: tuple[float, float]
+    num_images: int
+    patches: tuple[Patch, ...]
+    sentence: str
+
+    @property
+    def excess(self) -> float:
+        """What the patches do more than windows at random places."""
+        return self.effect - self.control
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an intervention does, beside its control.
+
+    Attributes:
+        effect: share of the images that turned.
+        control: share that turned with windows at random places.
+        interval: 95 % interval of the difference.
+        chance: how often chance alone makes such a difference, one-sided.
+        pastes: how many images were made for each of the two.
+
+    """
+
+    effect: float
+    control: float
+    interval: tuple[float, float]
+    chance: float
+    pastes: int
+
+    @property
+    def excess(self) -> float:
+        """The difference."""
+        return self.effect - self.control
+
+
+@dataclass(frozen=True, eq=False)
+class ClassRecord:
+    """What an audit knows of a class.
+
+    Attributes:
+        target: the class.
+        class_name: its name, its number where none is known.
+        num_images: its images.
+        num_right: those that the model predicts as it, of which windows were taken.
+        mean_map: ``(h, w)``, the mean of their maps' positive parts, each by its own maximum.
+        likeness: how alike their maps are, as a mean correlation; NaN of fewer than two.
+        capture: what their strongest windows do to images of other classes; ``None`` where that was not tested.
+        removal: what filling them does to their own images; ``None`` likewise.
+        patches: the strongest windows.
+        why_not: why nothing was tested; empty where it was.
+
+    """
+
+    target: int
+    class_name: str
+    num_images: int
+    num_right: int
+    mean_map: Tensor
+    likeness: float
+    capture: Effect | None = None
+    removal: Effect | None = None
+    patches: tuple[Patch, ...] = ()
+    why_not: str = ""
+
+    @property
+    def tested(self) -> bool:
+        """Whether anything was pasted."""
+        return self.capture is not None
+
+    @property
+    def excess(self) -> float:
+        """That of the capture; NaN where nothing was tested."""
+        return self.capture.excess if self.capture is not None else float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class AuditRecord:
+    """What an audit found, and what it tested.
+
+    Iterating gives the findings, and ``len`` how many there are.
+
+    Attributes:
+        findings: what passed its test, the largest excess first.
+        classes: one record a class that has images, those with the largest excess first.
+        num_images: images audited.
+        layer: whose maps were used; empty where nothing was tested.
+        sees: the smallest excess that would have been found in all the tested classes four times in five.
+        notes: what else there is to say, one sentence each.
+
+    """
+
+    findings: tuple[Finding, ...]
+    classes: tuple[ClassRecord, ...]
+    num_images: int
+    layer: str
+    sees: float
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def __bool__(self) -> bool:
+        """An audit without findings is still one; ask ``findings``."""
+        return True
