@@ -58,6 +58,9 @@ class Pasting:
         others: those that windows are pasted into.
         chunks: what goes through the model at once.
 
+    Attributes:
+        passes: images that went through the model so far.
+
     """
 
     def __init__(self, classify: Classify, own: Pool, others: Pool, chunks: Chunks) -> None:
@@ -85,6 +88,18 @@ class Pasting:
         return in_chunks(one, len(windows), onto, self._chunks)
 
 
+def log_odds(logits: Tensor, target: Tensor) -> Tensor:
+    """``(n,)``: of a class against all others.
+
+    Example:
+        >>> log_odds(torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
+        tensor([2.])
+
+    """
+    rest = logits.scatter(1, target[:, None], -torch.inf).logsumexp(1)
+    return logits.gather(1, target[:, None])[:, 0] - rest
+
+
 class Deal:
     """Deals images of other classes, in two halves: some to choose windows by, others to measure them on.
 
@@ -105,8 +120,8 @@ class Deal:
         fits = (others.label != target[:, None]) & (others.prediction != target[:, None])
         self.available = fits.sum(1)
         self._generator = generator
-        order = torch.rand(fits.shape, generator=generator).to(fits.device).masked_fill(~fits, 2.0).argsort(1)
-        place = torch.empty_like(order).scatter_(1, order, torch.arange(fits.shape[1], device=fits.device).expand_as(order))
+        chance = torch.rand(fits.shape, generator=generator).to(fits.device)
+        place = chance.masked_fill(~fits, 2.0).argsort(1).argsort(1)
         first = place < (self.available // 3)[:, None]
         self._halves = (fits & first, fits & ~first)
 

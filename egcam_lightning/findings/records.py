@@ -107,9 +107,12 @@ class ClassRecord:
         num_right: those that the model predicts as it, of which windows were taken.
         mean_map: ``(h, w)``, the mean of their maps' positive parts, each by its own maximum.
         likeness: how alike their maps are, as a mean correlation; NaN of fewer than two.
+        likeness_to_others: the same with the maps of other classes.
         capture: what their strongest windows do to images of other classes; ``None`` where that was not tested.
         removal: what filling them does to their own images; ``None`` likewise.
         patches: the strongest windows.
+        num_windows: how many windows were tested.
+        num_strong: those of them that turned more than half of what they were pasted into.
         why_not: why nothing was tested; empty where it was.
 
     """
@@ -120,9 +123,12 @@ class ClassRecord:
     num_right: int
     mean_map: Tensor
     likeness: float
+    likeness_to_others: float = float("nan")
     capture: Effect | None = None
     removal: Effect | None = None
     patches: tuple[Patch, ...] = ()
+    num_windows: int = 0
+    num_strong: int = 0
     why_not: str = ""
 
     @property
@@ -147,8 +153,10 @@ class AuditRecord:
         classes: one record a class that has images, those with the largest excess first.
         num_images: images audited.
         layer: whose maps were used; empty where nothing was tested.
-        sees: the smallest excess that would have been found in all the tested classes four times in five.
+        sees: the smallest excess that is told from chance in every tested class, four times in five.
+        sentence: the headline: what was tested, on how many images, and what was found.
         notes: what else there is to say, one sentence each.
+        passes: images that went through the model for the interventions.
 
     """
 
@@ -157,7 +165,9 @@ class AuditRecord:
     num_images: int
     layer: str
     sees: float
+    sentence: str
     notes: tuple[str, ...] = ()
+    passes: int = 0
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,15 +33,17 @@ class Windows:
         return len(self.image)
 
     def __getitem__(self, rows: Tensor) -> Windows:
-        return Windows(*(part[rows] for part in self._parts()))
+        return Windows(*(part[rows] for part in self.parts))
 
-    def _parts(self) -> tuple[Tensor, ...]:
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """Image, top, left, height and width."""
         return self.image, self.top, self.left, self.height, self.width
 
-    @classmethod
-    def joined(cls, several: list[Windows]) -> Windows:
-        """One below the other."""
-        return cls(*(torch.cat(parts) for parts in zip(*(one._parts() for one in several), strict=True)))
+    def picked_from(self, others: Sequence[Windows], which: Tensor) -> Windows:
+        """Of these (0) and others (1, 2, ...) that of each row which is asked for."""
+        parts = zip(*(one.parts for one in (self, *others)), strict=True)
+        return Windows(*(torch.stack(part).gather(0, which[None])[0] for part in parts))
 
     def masks(self, size: tuple[int, int]) -> Tensor:
         """``(n, H, W)`` bool, true inside."""
@@ -51,39 +54,40 @@ class Windows:
         return rows[:, :, None] & columns[:, None, :]
 
 
-def strongest(heatmaps: Tensor, image: Tensor, shape: tuple[float, float], beside: Windows | None = None) -> Windows:
-    """The window of every image that holds most of its relevance.
+def strongest(maps: Tensor, image: Tensor, shape: tuple[float, float], count: int = 1) -> list[Windows]:
+    """The windows of every image that hold most of its relevance, at places that differ.
 
     Args:
-        heatmaps: ``(n, H, W)``, not negative.
+        maps: ``(n, H, W)``, signed.
         image: ``(n,)``, which image each is of.
-        shape: height and width of the window, as shares of the image's shorter side.
-        beside: windows that it must not overlap by more than half a side: gives the next best place.
+        shape: height and width of the windows, as shares of the image's shorter side.
+        count: how many windows an image; the middle of each is at least half a side away from those before.
 
     Returns:
-        One window an image; the first of several equal ones.
+        ``count`` times one window an image, that which holds most first.
 
     Example:
-        >>> heat = torch.zeros(1, 8, 8)
-        >>> heat[0, 6, 5] = 1
-        >>> window = strongest(heat, torch.tensor([0]), (0.25, 0.25))
+        >>> maps = torch.zeros(1, 8, 8)
+        >>> maps[0, 6, 5] = 1
+        >>> [window] = strongest(maps, torch.tensor([0]), (0.25, 0.25))
         >>> window.top.item(), window.left.item(), window.height.item()
         (5, 4, 2)
 
     """
-    size = (heatmaps.shape[1], heatmaps.shape[2])
+    size = (maps.shape[1], maps.shape[2])
     height, width = (min(max(2, round(share * min(size))), length) for share, length in zip(shape, size, strict=True))
-    held = avg_pool2d(heatmaps[:, None], (height, width), 1)[:, 0]
-    if beside is not None:
-        row = torch.arange(held.shape[1], device=held.device)[None, :, None]
-        column = torch.arange(held.shape[2], device=held.device)[None, None, :]
-        middle = (2 * row + height - 2 * beside.top[:, None, None] - beside.height[:, None, None]).abs() < height
-        middle = middle & ((2 * column + width - 2 * beside.left[:, None, None] - beside.width[:, None, None]).abs() < width)
-        held = held.masked_fill(middle, -1.0)
-    best = held.flatten(1).argmax(1)
-    across = held.shape[2]
-    sides = (torch.full_like(image, height), torch.full_like(image, width))
-    return Windows(image, best // across, best % across, *sides)
+    held = avg_pool2d(maps[:, None], (height, width), 1)[:, 0]
+    row = torch.arange(held.shape[1], device=held.device)[None, :, None]
+    column = torch.arange(held.shape[2], device=held.device)[None, None, :]
+    sides = torch.full_like(image, height), torch.full_like(image, width)
+    found = []
+    for _ in range(count):
+        best = held.flatten(1).argmax(1)
+        top, left = best // held.shape[2], best % held.shape[2]
+        found.append(Windows(image, top, left, *sides))
+        above, beside = (row - top[:, None, None]).abs(), (column - left[:, None, None]).abs()
+        held = held.masked_fill((2 * above < height) & (2 * beside < width), -torch.inf)
+    return found
 
 
 def random_windows(like: Windows, size: tuple[int, int], generator: torch.Generator) -> Windows:
@@ -115,4 +119,3 @@ def pasted(source: Tensor, onto: Tensor, windows: Windows) -> Tensor:
     """
     inside = windows.masks((source.shape[2], source.shape[3]))
     return torch.where(inside[:, None], source, onto)
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 _Z = 1.959963984540054  # of a two-sided 95 % interval
 
@@ -88,6 +89,37 @@ def holm(chances: Sequence[float], level: float) -> list[bool]:
             break
         passed[index] = True
     return passed
+
+
+def visible_excess(control: float, count: int, level: float) -> float:
+    """The smallest excess over a control that a test sees four times in five.
+
+    Args:
+        control: the control's share.
+        count: that each of the two shares is out of.
+        level: of the test, one-sided.
+
+    Returns:
+        The excess; infinite where even one that turns everything is not seen.
+
+    Example:
+        >>> round(visible_excess(0.05, 60, 0.005), 2)
+        0.23
+
+    """
+    normal = NormalDist()
+    strict, power = normal.inv_cdf(1 - level), normal.inv_cdf(0.8)
+    for step in range(1, 101):
+        excess = step / 100
+        other = control + excess
+        if count < 1 or other > 1:
+            break
+        pooled = (control + other) / 2
+        together = math.sqrt(2 * pooled * (1 - pooled) / count)
+        apart = math.sqrt((control * (1 - control) + other * (1 - other)) / count)
+        if excess >= strict * together + power * apart:
+            return excess
+    return math.inf
 
 
 def _log_choose(n: int, k: int) -> float:
