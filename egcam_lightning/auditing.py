@@ -1,9 +1,11 @@
 """The audit without a fit: a model and images in, findings, a page and rows out."""
 
 from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,8 +42,6 @@ class Audit(AuditRecord):
         """
         page = render_audit(self, self.mean, self.std)
         if path is not None:
-            from pathlib import Path
-
             replace_file(Path(path), page.encode())
         return page
 

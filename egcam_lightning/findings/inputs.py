@@ -96,7 +96,8 @@ def check_classifier(output: Any, labels: Tensor | None) -> None:
     if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes(output):
         raise ValueError(
             f"No audit: the labels go from {int(labels.min())} to {int(labels.max())}, but the model's output, "
-            f"{describe(output)}, has {num_classes(output)} classes. Is it a regression? That calls no image by a class."
+            f"{describe(output)}, has {num_classes(output)} classes. "
+            "Is it a regression? That calls no image by a class."
         )
 
 

@@ -15,6 +15,9 @@ from egcam_lightning.findings.windows import Windows, strongest
 # Height and width of the windows, as shares of the image's shorter side: lying and standing, 3/32 of a square image.
 SHAPES = ((1 / 4, 3 / 8), (3 / 8, 1 / 4))
 PLACES = 2  # of each shape, in each image
+# Successive halving: one image in so many of each class goes on, with so many more pastes each.
+_ROUNDS = ((2, 1), (5, 4))
+FINALISTS = 10  # one window in so many is left
 _FINE_SIDE = 16
 
 
@@ -50,11 +53,11 @@ def fine_layer(explainer: ExpectedGradCAM, images: Tensor) -> nn.Module | None:
 def strongest_windows(
     pasting: Pasting, deal: Deal, own: Pool, others: Pool, maps: Tensor, image: Tensor, group: Tensor
 ) -> tuple[Windows, Tensor]:
-    """The window of every image that says most for its class, and how much that is.
+    """The windows that say most for each class: of one image in ten, and of three at least.
 
-    Each of the places where its map has most is pasted into one image of another class; the promising half of each
-    class into two more. What counts is how much the log-odds of the class rise, which tells windows apart by fewer
-    pastes than whether the model's call turns.
+    Each of the places where a map has most is pasted into one image of another class, the best window of the promising
+    images of each class into more, and so on. What counts is how much the log-odds of the class rise, which tells
+    windows apart by fewer pastes than whether the model's call turns.
 
     Args:
         pasting: does it.
@@ -66,7 +69,7 @@ def strongest_windows(
         group: ``(n,)``, which of the deal's classes each is of.
 
     Returns:
-        One window a map, and ``(n,)`` the rise of the log-odds over the pastes; minus infinity of those left behind.
+        Windows, by class, and which of the deal's classes each is of.
 
     """
 
@@ -76,36 +79,41 @@ def strongest_windows(
 
     places = [window for shape in SHAPES for window in strongest(maps, image, shape, PLACES)]
     row, other = deal.draw(group, 1, fresh=False)
-    gains = torch.stack([gain(place[row], other) for place in places])
-    first, best = gains.max(0)
-    windows = places[0].picked_from(places[1:], best)
-    half = top_of_each(first, group, 2)
-    row, other = deal.draw(group[half], 2, fresh=False)
-    rise = torch.full_like(first, -torch.inf)
-    rise[half] = 0
-    return windows, rise.index_add_(0, half[row], gain(windows[half][row], other))
+    rise, best = torch.stack([gain(place[row], other) for place in places]).max(0)
+    size = torch.bincount(group)
+    windows, pastes = places[0].picked_from(places[1:], best), torch.ones_like(rise)
+    for divide, more in _ROUNDS:
+        left = top_of_each(rise / pastes, group, size, divide)
+        windows, group, rise, pastes = windows[left], group[left], rise[left], pastes[left]
+        row, other = deal.draw(group, more, fresh=False)
+        rise = rise.index_add(0, row, gain(windows[row], other))
+        pastes = pastes + torch.bincount(row, minlength=len(pastes))
+    left = top_of_each(rise / pastes, group, size, FINALISTS)
+    return windows[left], group[left]
 
 
-def top_of_each(value: Tensor, group: Tensor, divide: int, least: int = 3) -> Tensor:
+def top_of_each(value: Tensor, group: Tensor, size: Tensor, divide: int, least: int = 3) -> Tensor:
     """The rows with the largest values of each group.
 
     Args:
         value: ``(n,)``.
         group: ``(n,)`` int64.
-        divide: one in so many of a group, rounded up.
+        size: ``(k,)``, how large each group was at first.
+        divide: one in so many of that goes on, rounded up.
         least: but at least so many, where there are.
 
     Returns:
         Rows, by group, the largest value first.
 
     Example:
-        >>> top_of_each(torch.tensor([1.0, 3.0, 2.0, 5.0]), torch.tensor([0, 0, 0, 1]), 2, least=1)
+        >>> value, group, size = torch.tensor([1.0, 3.0, 2.0, 5.0]), torch.tensor([0, 0, 0, 1]), torch.tensor([3, 1])
+        >>> top_of_each(value, group, size, 2, least=1)
         tensor([1, 2, 3])
 
     """
     order = value.argsort(descending=True, stable=True)
     order = order[group[order].argsort(stable=True)]
-    size = torch.bincount(group)
-    rank = torch.arange(len(value), device=value.device) - (size.cumsum(0) - size)[group[order]]
+    here = torch.bincount(group, minlength=len(size))
+    rank = torch.arange(len(value), device=value.device) - (here.cumsum(0) - here)[group[order]]
     most = ((size + divide - 1) // divide).clamp(min=least)[group[order]]
     return order[rank < most]
