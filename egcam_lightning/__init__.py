@@ -6,10 +6,12 @@ Example:
 
 """
 
+from egcam_lightning.auditing import Audit, audit
 from egcam_lightning.callback import ExpectedGradCAMCallback
 from egcam_lightning.data.reservoir import BaselineReservoir
 from egcam_lightning.explain import Draws, ExpectedGradCAM, Perturbation, expected_gradcam
 from egcam_lightning.explain.explanation import Explanation
+from egcam_lightning.findings.records import Finding
 from egcam_lightning.history.history import History
 from egcam_lightning.history.records import ProbeImages, Snapshot
 from egcam_lightning.metrics.rank_layers import RankedLayer, rank_layers
@@ -17,16 +19,19 @@ from egcam_lightning.metrics.rank_layers import RankedLayer, rank_layers
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "BaselineReservoir",
     "Draws",
     "ExpectedGradCAM",
     "ExpectedGradCAMCallback",
     "Explanation",
+    "Finding",
     "History",
     "Perturbation",
     "ProbeImages",
     "RankedLayer",
     "Snapshot",
+    "audit",
     "expected_gradcam",
     "rank_layers",
 ]

@@ -18,15 +18,17 @@ ROOMS = (
     "data",
     "explain",
     "metrics",
+    "findings",
     "history",
     "pictures",
     "report",
+    "auditing",
     "sinks",
     "config",
     "training",
     "callback",
 )
-WITHOUT_LIGHTNING = ("explain", "metrics", "history", "pictures")
+WITHOUT_LIGHTNING = ("explain", "metrics", "findings", "history", "pictures", "auditing")
 
 
 def modules() -> dict[str, ast.Module]:

@@ -11,15 +11,19 @@ import hashlib
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from egcam_lightning.history.files import replace_file
 from egcam_lightning.history.history import History
 from egcam_lightning.report.payload import build_payload
 from egcam_lightning.report.summary import summarise
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 __all__ = ["build_report"]
 
-_ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = ("maps.js", "charts.js", "rows.js", "page.js")
 
 
@@ -66,12 +70,12 @@ def build_report(
     return path
 
 
-def _render(histories: list[History], names: list[str]) -> str:
+def templates() -> Environment:
+    """The templates of the pages, with what keeps text of the user's from becoming part of them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(_ASSETS),
+        loader=FileSystemLoader(ASSETS),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -79,22 +83,32 @@ def _render(histories: list[History], names: list[str]) -> str:
     )
     # `tojson` writes <, > and & as \u003c and so on: no text of the user's can close the script element.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    style = (_ASSETS / "page.css").read_text(encoding="utf-8")
-    script = "\n".join((_ASSETS / name).read_text(encoding="utf-8") for name in _SCRIPTS)
-    return environment.get_template("page.html.jinja").render(
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-        names=names,
-        histories=histories,
-        summaries=[summarise(history) for history in histories],
-        data=build_payload(histories, names),
-        restored=all(history.probe.restored for history in histories),
-        same_images=len({history.probe.fingerprint for history in histories}) == 1,
+    return environment
+
+
+def _render(histories: list[History], names: list[str]) -> str:
+    from markupsafe import Markup
+
+    style = (ASSETS / "page.css").read_text(encoding="utf-8")
+    script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    return (
+        templates()
+        .get_template("page.html.jinja")
+        .render(
+            style=Markup(style),
+            script=Markup(script),
+            style_hash=content_hash(style),
+            script_hash=content_hash(script),
+            names=names,
+            histories=histories,
+            summaries=[summarise(history) for history in histories],
+            data=build_payload(histories, names),
+            restored=all(history.probe.restored for history in histories),
+            same_images=len({history.probe.fingerprint for history in histories}) == 1,
+        )
     )
 
 
-def _hash(text: str) -> str:
+def content_hash(text: str) -> str:
     """What the page's content security policy names: the browser runs this script and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,265 @@
+"""The audit: which classes are called by a patch of their images alone, with windows at random places beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from egcam_lightning.explain.chunking import Chunks
+from egcam_lightning.explain.config import ExplainerConfig
+from egcam_lightning.explain.estimator import ExpectedGradCAM
+from egcam_lightning.explain.isolation import isolated
+from egcam_lightning.findings.inputs import check_audited, check_classifier, two_columns
+from egcam_lightning.findings.interventions import Deal, Pasting, Pool
+from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, Finding, Patch
+from egcam_lightning.findings.search import fine_layer, strongest_windows
+from egcam_lightning.findings.sentences import captured, headline, removed
+from egcam_lightning.findings.shares import difference_interval, fisher, holm, visible_excess
+from egcam_lightning.findings.windows import Windows, random_windows
+from egcam_lightning.seeding import generator_for
+
+LEAST_IMAGES = 4
+LEVEL = 0.05  # of all tests of an audit together
+# Above what clean networks show, see `audit_with`.
+LEAST_CAPTURE = 0.3
+LEAST_REMOVAL = 0.3
+_PASTES = 20  # fresh ones, of each window
+_FILLS = 3
+_BASELINES = 32
+_PATCHES = 5
+
+
+def audit_with(
+    model: nn.Module,
+    config: ExplainerConfig,
+    images: Tensor,
+    labels: Tensor | None = None,
+    baselines: Tensor | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> AuditRecord:
+    """Audit a model; it is left as it was.
+
+    Windows of the images that the model gets right, chosen by their maps and by what a few pastes of each say (see
+    :func:`~egcam_lightning.findings.search.strongest_windows`), are pasted at their place into images of other classes.
+    Of each class the strongest tenth, so that a patch on a minority of its images is not lost in their mean, is pasted
+    into fresh images, which played no part in the choice. What counts is how many the model then calls by the window's
+    class, against windows of the same size at random places of the same images. A class has a finding where the
+    difference passes Fisher's exact test (at 5 % for all tests of the audit together, by Holm's procedure) *and* is
+    larger than what windows with a part of the object do in clean networks: at least 0.3.
+
+    Args:
+        model: the model.
+        config: how it is explained. Where its layer is searched for, a fine one is, see
+            :func:`~egcam_lightning.findings.search.fine_layer`.
+        images: ``(N, C, H, W)``, as the model takes them.
+        labels: ``(N,)`` int64; ``None`` for what the model predicts.
+        baselines: ``(R, C, H, W)``, images to explain against and to paste into; ``None`` for the audited ones.
+        class_names: a name for each class.
+        seed: of places and pastes.
+
+    Returns:
+        What was found and what was tested.
+
+    Raises:
+        ValueError: for images, labels or a model that cannot be audited.
+
+    """
+    check_audited(images, labels, baselines)
+    explainer = ExpectedGradCAM(model, **config.arguments())
+    generator = generator_for(seed, 13)
+    forward = explainer.forward
+    classify = lambda images: two_columns(forward(images)).float()  # noqa: E731
+    with torch.inference_mode(False), torch.no_grad(), isolated(model, seed=seed):
+        explainer.find(images)
+        check_classifier(explainer.forward(images[:2]), labels)
+        chunks = Chunks(explainer.chunk_size)
+        own = Pool.of(classify, images, labels, chunks)
+        others = own if baselines is None else Pool.of(classify, baselines, None, chunks)
+        target, count = own.label.unique(return_counts=True)
+        group = torch.searchsorted(target, own.label)
+        right = own.prediction == own.label
+        num_right = torch.bincount(group[right], minlength=len(target))
+        deal = Deal(target, others, generator)
+        reasons = [
+            _why_not(*numbers, labels is not None)
+            for numbers in zip(count.tolist(), num_right.tolist(), deal.available.tolist(), strict=True)
+        ]
+        names = [_name(class_names, k) for k in target.tolist()]
+        fits = torch.tensor([not reason for reason in reasons], device=group.device)
+        image = (right & fits[group]).nonzero().flatten()
+        notes = [] if labels is not None else ["There were no labels: the classes are those that the model predicts."]
+        if not len(image):
+            classes = [
+                ClassRecord(k, name, n, r, torch.zeros(0, 0), math.nan, why_not=reason)
+                for k, name, n, r, reason in zip(
+                    target.tolist(), names, count.tolist(), num_right.tolist(), reasons, strict=True
+                )
+            ]
+            notes += _left_out(classes)
+            return AuditRecord(
+                (), tuple(classes), len(images), "", math.inf, headline([], 0, 0, None, math.inf), tuple(notes)
+            )
+
+        finer = fine_layer(explainer, images) if config.target_layer == "auto" else None
+        if finer is not None:
+            explainer = ExpectedGradCAM(model, **config.arguments(target_layer=finer))
+        spread = torch.linspace(0, len(images) - 1, min(_BASELINES, len(images))).round().long().to(images.device)
+        shown = images[spread] if baselines is None else baselines
+        explanation = explainer(images[image], shown, own.label[image], image_index=image.tolist())
+        size = (images.shape[2], images.shape[3])
+        maps = interpolate(explanation.attribution[:, None], size=size, mode="bilinear")[:, 0]
+
+        pasting = Pasting(classify, own, others, chunks)
+        group = group[image]
+        windows, of = strongest_windows(pasting, deal, own, others, maps, image, group)
+        control = random_windows(windows, size, generator)
+
+        row, other = deal.draw(of, _PASTES, fresh=True)
+        call = target[of[row]]
+        capture = [pasting.into_others(w[row], other).argmax(1) == call for w in (windows, control)]
+        fill_row, other = deal.draw(of, _FILLS, fresh=True)
+        call = target[of[fill_row]]
+        removal = [pasting.out_of_own(w[fill_row], other).argmax(1) != call for w in (windows, control)]
+
+    captures = _effects(of[row], *capture, len(target))
+    removals = _effects(of[fill_row], *removal, len(target))
+    pasted = torch.bincount(row, minlength=len(windows))
+    share = torch.bincount(row[capture[0]], minlength=len(windows)) / pasted.clamp(min=1)
+    within, between, mean = _likeness(explanation.attribution, group, len(target))
+    classes = []
+    for i, (k, name, reason) in enumerate(zip(target.tolist(), names, reasons, strict=True)):
+        mine = (of == i).nonzero().flatten()
+        classes.append(
+            ClassRecord(
+                target=k,
+                class_name=name,
+                num_images=int(count[i]),
+                num_right=int(num_right[i]),
+                mean_map=mean[i].cpu() if not reason else torch.zeros(0, 0),
+                likeness=float(within[i]),
+                likeness_to_others=float(between[i]),
+                capture=captures[i],
+                removal=removals[i],
+                patches=_patches(images, windows, share, mine[share[mine].argsort(descending=True, stable=True)]),
+                num_windows=len(mine),
+                num_strong=int((share[mine] > 0.5).sum()),
+                why_not=reason,
+            )
+        )
+    notes += _left_out(classes)
+    findings = _findings(classes)
+    classes.sort(key=lambda c: -c.capture.excess if c.capture else math.inf)
+    tested = [c for c in classes if c.capture]
+    sees = max(visible_excess(c.capture.control, c.capture.pastes, LEVEL) for c in tested if c.capture)
+    worst = tested[0]
+    assert worst.capture is not None
+    sentence = headline(
+        list(dict.fromkeys(f.class_name for f in findings)),
+        len(tested),
+        len(image),
+        (worst.class_name, worst.capture.effect, worst.capture.control),
+        sees,
+    )
+    return AuditRecord(
+        findings, tuple(classes), len(images), explanation.layer, sees, sentence, tuple(notes), pasting.passes
+    )
+
+
+def _name(names: Sequence[str] | None, target: int) -> str:
+    return str(names[target]) if names is not None and 0 <= target < len(names) else str(target)
+
+
+def _why_not(count: int, right: int, available: int, labelled: bool) -> str:
+    """Why a class cannot be tested; empty where it can."""
+    if count < LEAST_IMAGES:
+        return f"it has {count} image{'s' * (count != 1)}, and at least {LEAST_IMAGES} are needed"
+    if right < LEAST_IMAGES and labelled:
+        return f"the model calls {right} of its {count} images by it, and at least {LEAST_IMAGES} are needed"
+    if available < LEAST_IMAGES:
+        return (
+            f"there are {available} images of other classes that the model does not call by it, and at least "
+            f"{LEAST_IMAGES} are needed to paste into"
+        )
+    return ""
+
+
+def _left_out(classes: Sequence[ClassRecord]) -> list[str]:
+    return [f"{c.class_name!r} was left out: {c.why_not}." for c in classes if c.why_not]
+
+
+def _effects(group: Tensor, turned: Tensor, control: Tensor, groups: int) -> list[Effect | None]:
+    """What an intervention did, by class; ``None`` for classes without any."""
+    counts = torch.bincount(group, minlength=groups).tolist()
+    hits = torch.bincount(group[turned], minlength=groups).tolist()
+    other = torch.bincount(group[control], minlength=groups).tolist()
+    return [
+        Effect(a / n, b / n, difference_interval(a, n, b, n), fisher(a, n, b, n), n) if n else None
+        for a, b, n in zip(hits, other, counts, strict=True)
+    ]
+
+
+def _likeness(attribution: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """How alike the maps of each class are to each other ``(k,)`` and to others' ``(k,)``; their mean ``(k, h, w)``."""
+    positive = attribution.nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
+    flat = positive.flatten(1)
+    tiny = torch.finfo(torch.float32).tiny
+    mean = torch.zeros(groups, flat.shape[1], device=flat.device)
+    mean.index_add_(0, group, flat / flat.amax(1, keepdim=True).clamp(min=tiny))
+    size = torch.bincount(group, minlength=groups).float()
+    unit = flat - flat.mean(1, keepdim=True)
+    unit = unit / unit.norm(dim=1, keepdim=True).clamp(min=tiny)
+    total = torch.zeros(groups, flat.shape[1], device=flat.device).index_add_(0, group, unit)
+    within = (total.square().sum(1) - size) / (size * (size - 1))
+    rest = len(group) - size
+    between = (total * (total.sum(0) - total)).sum(1) / (size * rest)
+    mean = mean / size.clamp(min=1)[:, None]
+    return within.nan_to_num(posinf=math.nan), between, mean.view(groups, *attribution.shape[1:])
+
+
+def _patches(images: Tensor, windows: Windows, share: Tensor, rows: Tensor) -> tuple[Patch, ...]:
+    found = []
+    for row in rows[:_PATCHES].tolist():
+        one = windows[torch.tensor([row], device=rows.device)]
+        image, top, left, height, width = (int(part) for part in one.parts)
+        pixels = images[image, :, top : top + height, left : left + width].detach().cpu().clone()
+        found.append(Patch(image, top, left, pixels, float(share[row])))
+    return tuple(found)
+
+
+def _findings(classes: Sequence[ClassRecord]) -> tuple[Finding, ...]:
+    """What passed its test, the largest excess first."""
+    tested = [c for c in classes if c.capture is not None]
+    passed = holm([c.capture.chance for c in tested if c.capture], LEVEL)
+    found = []
+    for record, significant in zip(tested, passed, strict=True):
+        if not significant or record.capture is None or record.capture.excess < LEAST_CAPTURE:
+            continue
+        kinds = [("capture", record.capture)]
+        # Networks call few images by their class without the object's most telling part: of a patch that has been
+        # found to do the calling it is worth saying, else it is no sign of a shortcut.
+        removal = record.removal
+        if removal is not None and removal.chance <= LEVEL and removal.excess >= LEAST_REMOVAL:
+            kinds.append(("removal", removal))
+        found += [_finding(record, kind, effect) for kind, effect in kinds]
+    return tuple(sorted(found, key=lambda f: (f.kind != "capture", -f.excess)))
+
+
+def _finding(record: ClassRecord, kind: str, effect: Effect) -> Finding:
+    shares = (record.class_name, effect.effect, effect.control, record.num_windows, record.num_right)
+    return Finding(
+        target=record.target,
+        class_name=record.class_name,
+        kind=kind,
+        effect=effect.effect,
+        control=effect.control,
+        interval=effect.interval,
+        num_images=record.num_images,
+        patches=record.patches,
+        sentence=captured(*shares, record.num_strong) if kind == "capture" else removed(*shares),
+    )

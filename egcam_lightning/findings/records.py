@@ -1,0 +1,292 @@
+"""What an audit found, as plain values: findings, the classes that they are of, and what was tested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+from egcam_lightning.findings.sentences import EXPECTED_EXCESS
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A window of an audited image that was pasted into others.
+
+    Attributes:
+        image: the row of the image among those audited.
+        top: its first row of pixels.
+        left: its first column.
+        pixels: ``(C, h, w)``, what it shows, as the model takes images.
+        share: of the images that it was pasted into, how many the model then calls by its class.
+
+    """
+
+    image: int
+    top: int
+    left: int
+    pixels: Tensor
+    share: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """Something that an intervention says of a class: what patches of its images do to others, or their loss to it.
+
+    Attributes:
+        target: the class.
+        class_name: its name, its number where none is known.
+        kind: ``"capture"``: patches turn images of other classes into the class; ``"removal"``: without them images
+            are no longer the class.
+        effect: the share of the images that turned.
+        control: the same with windows of the same size at random places of the same images.
+        interval: 95 % interval of ``effect - control``.
+        num_images: images of the class that were looked at.
+        patches: those that did it, the strongest first.
+        sentence: all of it in words.
+
+    """
+
+    target: int
+    class_name: str
+    kind: str
+    effect: float
+    control: float
+    interval: tuple[float, float]
+    num_images: int
+    patches: tuple[Patch, ...]
+    sentence: str
+
+    @property
+    def excess(self) -> float:
+        """What the patches do more than windows at random places."""
+        return self.effect - self.control
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an intervention does, beside its control.
+
+    Attributes:
+        effect: share of the images that turned.
+        control: share that turned with windows at random places.
+        interval: 95 % interval of the difference.
+        chance: how often chance alone makes such a difference, one-sided.
+        pastes: how many images were made for each of the two.
+
+    """
+
+    effect: float
+    control: float
+    interval: tuple[float, float]
+    chance: float
+    pastes: int
+
+    @property
+    def excess(self) -> float:
+        """The difference."""
+        return self.effect - self.control
+
+
+@dataclass(frozen=True, eq=False)
+class ClassRecord:
+    """What an audit knows of a class.
+
+    Attributes:
+        target: the class.
+        class_name: its name, its number where none is known.
+        num_images: its images.
+        num_right: those that the model predicts as it, of which windows were taken.
+        mean_map: ``(h, w)``, the mean of their maps' positive parts, each by its own maximum.
+        likeness: how alike their maps are, as a mean correlation; NaN of fewer than two.
+        likeness_to_others: the same with the maps of other classes.
+        capture: what their strongest windows do to images of other classes; ``None`` where that was not tested.
+        removal: what filling them does to their own images; ``None`` likewise.
+        patches: the strongest windows.
+        num_windows: how many windows were tested.
+        num_strong: those of them that turned more than half of what they were pasted into.
+        why_not: why nothing was tested; empty where it was.
+
+    """
+
+    target: int
+    class_name: str
+    num_images: int
+    num_right: int
+    mean_map: Tensor
+    likeness: float
+    likeness_to_others: float = float("nan")
+    capture: Effect | None = None
+    removal: Effect | None = None
+    patches: tuple[Patch, ...] = ()
+    num_windows: int = 0
+    num_strong: int = 0
+    why_not: str = ""
+
+    @property
+    def tested(self) -> bool:
+        """Whether anything was pasted."""
+        return self.capture is not None
+
+    @property
+    def excess(self) -> float:
+        """That of the capture; NaN where nothing was tested."""
+        return self.capture.excess if self.capture is not None else float("nan")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What an audit has tested, and what it could have seen.
+
+    Attributes:
+        num_images: images that windows were taken of.
+        classes: names of the classes that were tested.
+        left_out: names of those that were not.
+        pastes: images with a window in them that count for the class with the fewest, and as many for its control.
+        sees: the smallest excess that is told from chance (at 5 %) in each tested class, four times in five.
+        enough: whether that is 0.2 or less, and no class was left out.
+
+    """
+
+    num_images: int
+    classes: tuple[str, ...]
+    left_out: tuple[str, ...]
+    pastes: int
+    sees: float
+    enough: bool
+
+
+@dataclass(frozen=True, eq=False)
+class AuditRecord:
+    """What an audit found, and what it tested.
+
+    Iterating gives the findings, and ``len`` how many there are.
+
+    Attributes:
+        findings: what passed its test, the largest excess first.
+        classes: one record a class that has images, those with the largest excess first.
+        num_images: images audited.
+        layer: whose maps were used; empty where nothing was tested.
+        sees: the smallest excess that is told from chance (at 5 %) in each tested class, four times in five.
+        sentence: the headline: what was tested, on how many images, and what was found.
+        notes: what else there is to say, one sentence each.
+        passes: images that went through the model for the interventions.
+
+    """
+
+    findings: tuple[Finding, ...]
+    classes: tuple[ClassRecord, ...]
+    num_images: int
+    layer: str
+    sees: float
+    sentence: str
+    notes: tuple[str, ...] = ()
+    passes: int = 0
+
+    @property
+    def tested(self) -> Tested:
+        """What was tested, on how many images, and what could have been seen."""
+        tested = [c for c in self.classes if c.capture is not None]
+        left_out = tuple(c.class_name for c in self.classes if c.capture is None)
+        return Tested(
+            num_images=sum(c.num_right for c in tested),
+            classes=tuple(c.class_name for c in tested),
+            left_out=left_out,
+            pastes=min((c.capture.pastes for c in tested if c.capture is not None), default=0),
+            sees=self.sees,
+            enough=bool(tested) and not left_out and self.sees <= EXPECTED_EXCESS,
+        )
+
+    @property
+    def clear(self) -> bool:
+        """Whether there is an all-clear: enough was tested to see an excess of 0.2, and no class has one."""
+        return self.tested.enough and not any(c.excess >= EXPECTED_EXCESS for c in self.classes) and not self.findings
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a class, for ``pandas.DataFrame``; ``None`` for what was not tested."""
+        found = {finding.target for finding in self.findings}
+        return [
+            {
+                "target": record.target,
+                "class_name": record.class_name,
+                "num_images": record.num_images,
+                "num_right": record.num_right,
+                "finding": record.target in found,
+                **_effect_row("capture", record.capture),
+                **_effect_row("removal", record.removal),
+                "likeness": record.likeness,
+                "likeness_to_others": record.likeness_to_others,
+                "why_not": record.why_not,
+            }
+            for record in self.classes
+        ]
+
+    def to_state(self) -> dict[str, Any]:
+        """What a checkpoint may hold: tensors, numbers, strings and lists of them; :meth:`from_state` undoes it."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(AuditRecord)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> AuditRecord:
+        """Undo :meth:`to_state`."""
+        values = dict(state)
+        values["findings"] = tuple(
+            Finding(**{**f, "interval": tuple(f["interval"]), "patches": _patches(f["patches"])})
+            for f in state["findings"]
+        )
+        values["classes"] = tuple(
+            ClassRecord(
+                **{
+                    **c,
+                    "capture": _effect(c["capture"]),
+                    "removal": _effect(c["removal"]),
+                    "patches": _patches(c["patches"]),
+                }
+            )
+            for c in state["classes"]
+        )
+        values["notes"] = tuple(state["notes"])
+        return AuditRecord(**values)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def __bool__(self) -> bool:
+        """An audit without findings is still one; ask ``findings``."""
+        return True
+
+
+def _plain(value: Any) -> Any:
+    """A value as dictionaries, lists, tensors, numbers and strings."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _patches(state: list[dict[str, Any]]) -> tuple[Patch, ...]:
+    return tuple(Patch(**one) for one in state)
+
+
+def _effect(state: dict[str, Any] | None) -> Effect | None:
+    return None if state is None else Effect(**{**state, "interval": tuple(state["interval"])})
+
+
+def _effect_row(kind: str, effect: Effect | None) -> dict[str, float | None]:
+    low, high = (None, None) if effect is None else effect.interval
+    return {
+        kind: None if effect is None else effect.effect,
+        f"{kind}_control": None if effect is None else effect.control,
+        f"{kind}_excess": None if effect is None else effect.excess,
+        f"{kind}_low": low,
+        f"{kind}_high": high,
+        f"{kind}_chance": None if effect is None else effect.chance,
+    }

@@ -1,0 +1,81 @@
+"""What an audit says, in words: no more than was tested."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# What a test must be able to see before its silence says anything: more than windows at random places by so much.
+EXPECTED_EXCESS = 0.2
+
+
+def percent(share: float) -> str:
+    """A share as people read it.
+
+    Example:
+        >>> percent(0.762)
+        '76 %'
+
+    """
+    return f"{100 * share:.0f} %"
+
+
+def captured(name: str, effect: float, control: float, windows: int, count: int, strong: int) -> str:
+    """What a finding of a capture says."""
+    return (
+        f"A patch alone makes other images {name!r}: the strongest windows of {windows} of its {count} images turn "
+        f"{percent(effect)} of the images of other classes that they are pasted into; windows of that size at random "
+        f"places turn {percent(control)}. {strong} of the {windows} turn more than half."
+    )
+
+
+def removed(name: str, effect: float, control: float, windows: int, count: int) -> str:
+    """What a finding of a removal says."""
+    return (
+        f"Without a patch images are no longer {name!r}: filled from other images, the strongest windows of {windows} "
+        f"of its {count} images change what {percent(effect)} of the images are called; windows of that size at random "
+        f"places change {percent(control)}."
+    )
+
+
+def headline(
+    found: Sequence[str], tested: int, images: int, worst: tuple[str, float, float] | None, sees: float
+) -> str:
+    """The sentence above all others.
+
+    Args:
+        found: names of the classes with a finding.
+        tested: how many classes were tested.
+        images: how many images windows were taken of.
+        worst: name, effect and control of the class with the largest excess.
+        sees: the smallest excess that would have been told from chance.
+
+    Example:
+        >>> headline([], 0, 0, None, 1.0)
+        'Not tested: no class could be. The notes say why.'
+
+    """
+    if not tested or worst is None:
+        return "Not tested: no class could be. The notes say why."
+    of = f"{tested} class" + ("es" if tested > 1 else "")
+    if found:
+        names = ", ".join(map(repr, found[:5])) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+        return (
+            f"A patch alone makes other images {names}: a finding in {len(found)} of {of}, tested on {images} images."
+        )
+    name, effect, control = worst
+    most = (
+        f"The most are those of {name!r}: they turn {percent(effect)} of the images that they are pasted into, windows "
+        f"at random places {percent(control)}."
+    )
+    where = f"{images} images of {of} were tested"
+    if sees > EXPECTED_EXCESS:
+        return (
+            f"Not tested well enough: {where}, too few to see a patch that turns {percent(EXPECTED_EXCESS)} of other "
+            f"images. More images of each class are needed. {most}"
+        )
+    if effect - control >= EXPECTED_EXCESS:
+        return f"No finding, and no all-clear: {where}, and some windows do more than chance. {most}"
+    return (
+        f"No window of 3/32 of an image was found that turns {percent(EXPECTED_EXCESS)} of other images into its "
+        f"class: {where}. {most}"
+    )
