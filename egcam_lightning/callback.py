@@ -108,7 +108,7 @@ class ExpectedGradCAMCallback(Callback):
         target_layer: str | nn.Module | Sequence[str] = "auto",
         *,
         num_images: int = 16,
-        num_baselines: int = 32,
+        num_baselines: int = 8,
         num_samples: int = 32,
         every_n_epochs: int | None = 1,
         every_n_train_steps: int | None = None,
