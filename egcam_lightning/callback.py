@@ -18,6 +18,7 @@ from egcam_lightning.data.probe import Probe
 from egcam_lightning.explain import Perturbation
 from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.scores import ScoreName
+from egcam_lightning.findings.records import Finding
 from egcam_lightning.history.history import History
 from egcam_lightning.training.failsafe import Failsafe
 from egcam_lightning.training.fit import Fit
@@ -37,6 +38,9 @@ class ExpectedGradCAMCallback(Callback):
         target_layer: ``"auto"``, a module's name, or a module, see :class:`ExpectedGradCAM`; several names for the mean
             of their maps (for a timeline each, take an instance a layer, with a ``log_prefix`` of its own).
         num_images: images of the probe, evenly spaced among what the first validation loader delivers.
+        audit_images: validation images, balanced over classes, whose patches are pasted into others at the end of the fit
+            (fewer where ``max_overhead`` leaves less time, 64 at least): what they do are the :attr:`findings`. 0: none.
+        audit_every: audit at every so many snapshots as well, so that ``capture/excess`` can be monitored.
         num_baselines: training images kept as baselines, a uniform sample of the first epoch.
         num_samples: draws per image; a multiple of ``num_baselines`` is best.
         every_n_epochs: take a snapshot at the validations of every n-th epoch; ``None`` for none of them. Without
@@ -109,6 +113,8 @@ class ExpectedGradCAMCallback(Callback):
         *,
         num_images: int = 16,
         num_baselines: int = 8,
+        audit_images: int = 256,
+        audit_every: int | None = None,
         num_samples: int = 32,
         every_n_epochs: int | None = 1,
         every_n_train_steps: int | None = None,
@@ -156,6 +162,15 @@ class ExpectedGradCAMCallback(Callback):
     def history(self) -> History:
         """The snapshots so far, oldest first."""
         return self._run_state.history
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the last audit found: patches that alone turn images of other classes into theirs. Empty for none.
+
+        What was tested, and whether it was enough to see anything, is ``history.audit``.
+        """
+        audit = self.history.audit
+        return () if audit is None else audit.findings
 
     @property
     def probe(self) -> Probe | None:
@@ -261,9 +276,9 @@ class ExpectedGradCAMCallback(Callback):
             self._session.epoch_ended()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Build the page a last time."""
+        """Audit the trained model, and build the page a last time."""
         if self._session is not None:
-            self._session.finish()
+            self._session.conclude()
         if self._monitors is not None:
             self._monitors.conclude()
 

@@ -28,6 +28,8 @@ class CallbackConfig:
     explainer: ExplainerConfig
     keys: BatchKeys
     num_images: int
+    audit_images: int
+    audit_every: int | None
     num_baselines: int
     baseline_samples: int | None
     every_n_epochs: int | None
@@ -82,7 +84,13 @@ class CallbackConfig:
             every_n_train_steps=self.every_n_train_steps,
             baseline_samples=self.baseline_samples,
             log_page_every=self.log_page_every,
+            audit_every=self.audit_every,
         )
+        if not isinstance(self.audit_images, int) or self.audit_images < 0:
+            raise ValueError(
+                f"Expected `audit_images` to be the number of images to audit, or 0 for no audit, but got "
+                f"{self.audit_images!r}."
+            )
         if (self.mean is None) != (self.std is None):
             raise ValueError(
                 "Expected `mean` and `std` together, but got only one of them. Write both, such as mean=(0.5,), "

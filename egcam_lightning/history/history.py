@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+from egcam_lightning.findings.records import AuditRecord
+from egcam_lightning.history.audit_file import read_audit
 from egcam_lightning.history.folder import read_folder
 from egcam_lightning.history.records import ProbeImages, Snapshot
 
@@ -20,6 +22,7 @@ class History:
         snapshots: the snapshots so far.
         prefix: the prefix under which values were logged.
         run: what the run is known by; a resumed one keeps it.
+        audit: the last audit: what patches of the validation images do to others; ``None`` where there was none.
 
     """
 
@@ -27,6 +30,7 @@ class History:
     snapshots: Sequence[Snapshot] = ()
     prefix: str = "egcam"
     run: str = ""
+    audit: AuditRecord | None = None
 
     def __len__(self) -> int:
         return len(self.snapshots)
@@ -42,7 +46,7 @@ class History:
             ValueError: where the folder holds no history, or a damaged or foreign one.
 
         """
-        return cls(*read_folder(run_dir))
+        return cls(*read_folder(run_dir), read_audit(run_dir))
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dictionary a snapshot, ready for ``pandas.DataFrame(history.rows())``."""

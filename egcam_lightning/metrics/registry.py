@@ -40,12 +40,14 @@ class Number(Facts):
         metric: its metric; ``None`` where every snapshot has it anyway.
         default: whether the metric is evaluated by default (with masks, where it needs them).
         compares: whether it is measured against an earlier snapshot.
+        audited: whether it comes from an audit, of which a snapshot has none unless ``audit_every`` says so.
 
     """
 
     metric: type[Metric] | None = None
     default: bool = False
     compares: bool = False
+    audited: bool = False
 
 
 def needs_masks(metric: Metric | type[Metric] | None) -> bool:
@@ -106,6 +108,21 @@ NUMBERS: dict[str, Number] = {
         "Share of the images that moved by more than their own noise floor.",
         1.0,
         compares=True,
+    ),
+    "capture/excess": Number(
+        "Capture, more than at random",
+        *_LOWER,
+        "The largest share, over classes, of other images that a patch of the class alone turns into it, minus that of "
+        "patches at random places.",
+        1.0,
+        audited=True,
+    ),
+    "capture/max": Number(
+        "Capture",
+        *_LOWER,
+        "The largest share, over classes, of other images that a patch of the class alone turns into it.",
+        1.0,
+        audited=True,
     ),
     "relevance_mass": Number(
         "Relevance mass",
@@ -218,6 +235,9 @@ _WITH_MASKS = tuple(k for k, number in NUMBERS.items() if number.default and nee
 
 CHANGE = tuple(key for key, number in NUMBERS.items() if number.compares)
 """Keys of what is measured against an earlier snapshot."""
+
+AUDITED = tuple(key for key, number in NUMBERS.items() if number.audited)
+"""Keys of what an audit finds."""
 
 OWN = tuple(key for key, number in NUMBERS.items() if number.metric is None)
 """Keys of what a snapshot has whatever the metrics."""

@@ -24,7 +24,7 @@ class Sink(Protocol):
     """What shows pictures. A sink may raise: whoever calls it turns that into a warning.
 
     A sink that also has ``alert(title: str, text: str) -> None`` is told when a value crosses a threshold that the
-    user set.
+    user set; one that has ``log_audit(record: AuditRecord) -> None`` is shown what an audit found.
     """
 
     def log_snapshot(self, snapshot: Snapshot, history: History, pictures: Pictures) -> None:

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from egcam_lightning.findings.records import AuditRecord
+from egcam_lightning.history.audit_file import write_audit
 from egcam_lightning.history.folder import RunFolder
 from egcam_lightning.history.history import History
 from egcam_lightning.history.records import Snapshot
@@ -82,7 +84,7 @@ class Publisher:
             for sink in self._sinks:
                 task = f"showing pictures ({type(sink).__name__})"
                 self._guard(task, partial(sink.log_snapshot, snapshot, history, pictures))
-        self._alert(history)
+        self.alert(history, snapshot.metrics, past[-1].metrics if past else {})
         if self._log_page_every is not None and len(history) % self._log_page_every == 0:
             self.finish(history)
         # At growing intervals, so that a run of n snapshots does not cost n^2.
@@ -103,10 +105,16 @@ class Publisher:
 
         return draw(snapshot, history.probe, colormap=self._colormap)
 
-    def _alert(self, history: History) -> None:
+    def show_audit(self, record: AuditRecord) -> None:
+        """Write an audit, and show it in the loggers that have a place for one."""
+        self._guard("writing the audit", lambda: write_audit(self.folder, record))
+        for sink in self._sinks:
+            log_audit = getattr(sink, "log_audit", None)
+            if log_audit is not None:
+                self._guard(f"showing the audit ({type(sink).__name__})", partial(log_audit, record))
+
+    def alert(self, history: History, now: Mapping[str, float], before: Mapping[str, float]) -> None:
         """Say so where a value has risen above its limit since the snapshot before."""
-        now = history[-1].metrics
-        before: Mapping[str, float] = history[-2].metrics if len(history) > 1 else {}
         for key, limit in self._alerts.items():
             if now.get(key, -math.inf) <= limit or before.get(key, -math.inf) > limit:
                 continue
@@ -120,6 +128,7 @@ class Publisher:
     def _write(self, snapshot: Snapshot, history: History, past: Sequence[Snapshot]) -> None:
         if not self._opened:  # not before there is something to write: a run that fails at once leaves nothing
             self._folder.open(history.probe, history.prefix, past, history.run)
+            write_audit(self.folder, history.audit)
         self._opened = False  # where the disk does not take it, the next snapshot brings all that is missing
         self._folder.append(snapshot)
         self._opened = True

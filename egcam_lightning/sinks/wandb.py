@@ -21,6 +21,7 @@ from egcam_lightning.history.records import Snapshot
 from egcam_lightning.pictures.draw import HEAT_LEVELS
 
 if TYPE_CHECKING:
+    from egcam_lightning.findings.records import AuditRecord
     from egcam_lightning.history.history import History
     from egcam_lightning.pictures.draw import Pictures
 
@@ -120,6 +121,18 @@ class WandbSink:
         import wandb
 
         self.logger.log_metrics({f"{self.prefix}/timeline": wandb.Html(str(path))}, step=self._step)
+
+    def log_audit(self, record: AuditRecord) -> None:
+        """Send a table of what patches do to other images: a row a class, with its strongest patches."""
+        import wandb
+
+        columns = ["class", "finding", "capture", "at random", "images", "patches"]
+        table = wandb.Table(columns=columns)
+        for row, one in zip(record.rows(), record.classes, strict=True):
+            patches = [wandb.Image(patch.pixels.movedim(0, -1).numpy(), file_type=_SMALL) for patch in one.patches]
+            values = [row["class_name"], row["finding"], row["capture"], row["capture_control"], row["num_images"]]
+            table.add_data(*values, patches)
+        self.logger.log_metrics({f"{self.prefix}/findings": table}, step=self._step)
 
     def alert(self, title: str, text: str) -> None:
         """Send an alert to whoever follows the run.

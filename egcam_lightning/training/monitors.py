@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from egcam_lightning.config import CallbackConfig
 from egcam_lightning.history.history import History
 from egcam_lightning.metrics import ExplanationConsensus
-from egcam_lightning.metrics.registry import CHANGE, METRICS, OVERHEAD, OWN, build_metrics, needs_masks
+from egcam_lightning.metrics.registry import AUDITED, CHANGE, METRICS, OVERHEAD, OWN, build_metrics, needs_masks
 
 # How Lightning has each of them do nothing where a value is missing. By name, since `pytorch_lightning` has classes of
 # its own.
@@ -203,6 +203,8 @@ class Monitors:
         if key in METRICS or (key == "consensus_null" and not consensus):
             missing = key if key in METRICS else "consensus"
             return f"the metric {missing!r} is not taken. Write metrics=({missing!r},), with the others that you want."
+        if key in AUDITED and config.audit_every is None:
+            return "the audit is taken at the end of the fit alone. Write audit_every=1 to have one at every snapshot."
         fewest = min(config.num_baselines, config.explainer.num_samples)
         if key in ("drift/noise_floor", "drift/significant") and fewest < 4:
             return (

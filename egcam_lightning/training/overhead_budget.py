@@ -36,6 +36,12 @@ class OverheadBudget:
         """Share of the fit's time, ``elapsed`` seconds of this session and all before it, spent on snapshots."""
         return self.overhead_seconds / max(elapsed + self.elapsed_before, self.overhead_seconds, 1e-9)
 
+    def left(self, elapsed: float) -> float | None:
+        """Seconds that may be spent now; ``None`` for any."""
+        if self.max_overhead is None:
+            return None
+        return max(0.0, self.max_overhead * (elapsed + self.elapsed_before) - self.overhead_seconds)
+
     def due(self, elapsed: float) -> bool:
         """Count an occasion, and say whether to take a snapshot at it."""
         if self.max_overhead is None:  # whatever the interval that a checkpoint brought

@@ -15,6 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from egcam_lightning.config import CallbackConfig
 from egcam_lightning.data.baselines import Baselines
 from egcam_lightning.data.probe import Probe
+from egcam_lightning.findings.records import AuditRecord
 from egcam_lightning.history.history import History
 from egcam_lightning.history.packed import PackedSnapshots
 from egcam_lightning.history.records import ProbeImages, Snapshot
@@ -83,7 +84,7 @@ class RunState:
 
     def _start_afresh(self) -> None:
         """Let go of the past: what follows is another run, and keeps out of its folder."""
-        self.history = replace(self.history, snapshots=PackedSnapshots(), run=new_run())
+        self.history = replace(self.history, snapshots=PackedSnapshots(), run=new_run(), audit=None)
 
     def adopt(self, probe: Probe) -> None:
         """Take a probe, unless a checkpoint brought one that the model can still take."""
@@ -142,6 +143,7 @@ class RunState:
             "snapshots": past.states(),
             "schedule": self.schedule.state_dict(elapsed),
             "owed": self.pending,
+            "audit": None if self.history.audit is None else self.history.audit.to_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -159,6 +161,7 @@ class RunState:
             folders = [Path(folder) for folder in typed(state, "folders", list)] if named else []
             snapshots = PackedSnapshots.from_states(state["snapshots"], folders)
             run = typed(state, "run", str) if named else self.history.run
+            audit = None if state.get("audit") is None else AuditRecord.from_state(state["audit"])
             pending = None if state["owed"] is None else _pair(state["owed"])
             # What is loaded takes the place of what there is when all of it has been read.
             baselines, schedule = copy.copy(self.baselines), copy.copy(self.schedule)
@@ -173,7 +176,7 @@ class RunState:
             )
             return
         self.probe, self.pending, self.baselines, self.schedule = probe, pending, baselines, schedule
-        self.history = replace(self.history, snapshots=snapshots, run=run)
+        self.history = replace(self.history, snapshots=snapshots, run=run, audit=audit)
 
 
 def _pair(value: Any) -> tuple[int, int]:

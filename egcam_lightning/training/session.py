@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from torch import Tensor
 from egcam_lightning.data.batch import find_images, get
 from egcam_lightning.data.probe import Probe
 from egcam_lightning.explain.isolation import uninitialised
+from egcam_lightning.findings.records import AuditRecord
 from egcam_lightning.history.records import Occasion
 from egcam_lightning.metrics.change import reference_of
+from egcam_lightning.metrics.registry import AUDITED
 from egcam_lightning.sinks.publisher import Publisher
+from egcam_lightning.training.auditor import audit_fit, scalars_of
 from egcam_lightning.training.first_look import look_at_model, read_data
 from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.lightning_compat import (
@@ -216,6 +220,13 @@ class Session:
         drawing = time.perf_counter()
         if taken is not None:
             past = run_state.history.snapshots
+            n = fit.config.audit_every
+            if n is not None and kind != "start" and (len(past) + 1) % n == 0:
+                self._last_seconds = drawing - begin
+                found = scalars_of(self.audit())
+                snapshot = replace(taken.snapshot, metrics={**taken.snapshot.metrics, **found})
+                taken = replace(taken, snapshot=snapshot)
+                drawing = time.perf_counter()
             run_state.add(taken.snapshot)
             output = self._find_output()
             if output is not None:
@@ -245,6 +256,40 @@ class Session:
             count, seconds = len(self._fit.run_state.history.probe.images), self._last_seconds
             message = f"Explaining {count} images ({seconds:.0f} s last time)"
             self._fit.failsafe.guard("the progress message", lambda: print_in_progress_bar(self._fit.trainer, message))
+
+    def audit(self) -> AuditRecord | None:
+        """Audit the model, and keep and show what was found; the same in every process."""
+        fit = self._fit
+        if not fit.config.audit_images or self._snapshotter is None or getattr(fit.trainer, "fast_dev_run", False):
+            return None
+        left = fit.run_state.schedule.left(self.elapsed)
+
+        def work() -> AuditRecord | None:
+            return audit_fit(fit, self._last_seconds, left) if fit.process_group.rank == 0 else None
+
+        record: AuditRecord | None = fit.process_group.broadcast(
+            fit.failsafe.guard("the audit", lambda: fit.process_group.run_or_raise_everywhere(work))
+        )
+        if record is not None:
+            fit.run_state.history = replace(fit.run_state.history, audit=record)
+            if self._output is not None:
+                self._output.show_audit(record)
+        return record
+
+    def conclude(self) -> None:
+        """Audit the trained model, unless its last snapshot did, and show all there is a last time."""
+        fit = self._fit
+        snapshots = fit.run_state.history.snapshots
+        if snapshots and not any(key in snapshots[-1].metrics for key in AUDITED):
+            with self._timed():
+                found = scalars_of(self.audit())
+                if found:
+                    when = Occasion(snapshots[-1].epoch, logger_step(fit.trainer, "end"), "end")
+                    values = {f"{fit.config.log_prefix}/{key}": value for key, value in found.items()}
+                    log(values, when, fit.trainer, fit.module, fit.failsafe)
+                    if self._output is not None:
+                        self._output.alert(fit.run_state.history, found, {})
+        self.finish()
 
     def finish(self) -> None:
         """Show what there is a last time."""

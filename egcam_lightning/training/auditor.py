@@ -1,0 +1,129 @@
+"""The audit of a fit: when it is due, on how many images, and what is kept of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+
+from egcam_lightning.data.audit_sample import audit_sample
+from egcam_lightning.data.loaders import SampleReader
+from egcam_lightning.findings.audit import audit_with
+from egcam_lightning.findings.records import AuditRecord, Patch
+from egcam_lightning.pictures.pixels import to_display
+from egcam_lightning.training.fit import Fit
+from egcam_lightning.training.lightning_compat import (
+    print_in_progress_bar,
+    to_model,
+    validation_data,
+    validation_source,
+)
+from egcam_lightning.training.probe_display import normalization_for
+
+_SAMPLES = 2  # draws of each map: it only says where to try, and what is said is said by pasting
+# An audit takes about ten passes an image; a default snapshot some fifty. In images of a snapshot:
+_COST = 0.25
+_FEWEST = 64
+_NOTICED_SECONDS = 5.0
+
+
+def audit_size(asked: int, snapshot_seconds: float, num_images: int, left: float | None) -> int:
+    """How many images an audit takes, within the time that is left for it.
+
+    Args:
+        asked: how many the user wants at most.
+        snapshot_seconds: what the last snapshot took.
+        num_images: of how many images it was.
+        left: seconds of the budget; ``None`` for any.
+
+    Returns:
+        At least 64, or what was asked for: a small sample is stated as one, and better than none.
+
+    Example:
+        >>> audit_size(256, snapshot_seconds=8.0, num_images=16, left=16.0)
+        128
+
+    """
+    if left is None or snapshot_seconds <= 0:
+        return asked
+    affordable = left / (_COST * snapshot_seconds / max(num_images, 1))
+    return min(asked, max(_FEWEST, math.floor(affordable)))
+
+
+def audit_fit(fit: Fit, snapshot_seconds: float, left: float | None) -> AuditRecord:
+    """Audit the module of a fit on a sample of its validation data, in the first process.
+
+    Args:
+        fit: the fit.
+        snapshot_seconds: what the last snapshot took.
+        left: seconds of the budget; ``None`` for any.
+
+    Returns:
+        What was found and what was tested; where nothing could be, why.
+
+    """
+    trainer, module, config = fit.trainer, fit.module, fit.config
+    count = audit_size(config.audit_images, snapshot_seconds, len(fit.run_state.history.probe.images), left)
+    expected = _COST * snapshot_seconds * count / max(len(fit.run_state.history.probe.images), 1)
+    if expected > _NOTICED_SECONDS:
+        message = f"Auditing {count} images: pasting patches into others (about {expected:.0f} s)"
+        fit.failsafe.guard("the progress message", lambda: print_in_progress_bar(trainer, message))
+    explainer = replace(config.explainer, forward_fn=fit.forward, num_samples=_SAMPLES)
+    names = fit.run_state.history.probe.class_names
+    try:
+        with validation_data(trainer, module), fit.isolated():
+            transfer = partial(to_model, trainer, module, validating=True)
+            reader = SampleReader(trainer, module)
+            images, labels = audit_sample(reader, validation_source(trainer), count, config.keys, transfer)
+            record = audit_with(
+                module,
+                explainer,
+                images.to(module.device),
+                None if labels is None else labels.to(module.device),
+                class_names=names,
+                seed=config.seed,
+            )
+    except ValueError as error:  # data and models that cannot be audited; the message says why
+        return not_tested(str(error))
+    display = normalization_for(trainer, module, images, config.normalization)
+    if count < config.audit_images and len(images) == count:
+        note = f"{count} of {config.audit_images} images were looked at, to stay within `max_overhead`."
+        record = replace(record, notes=(*record.notes, note))
+    return _shown(record, display)
+
+
+def not_tested(reason: str) -> AuditRecord:
+    """The record of an audit that could not be made.
+
+    Example:
+        >>> not_tested("the model is a regression").sentence
+        'Not tested for shortcuts: the model is a regression.'
+
+    """
+    reason = reason.removeprefix("No audit: ").rstrip(".")
+    return AuditRecord((), (), 0, "", math.inf, f"Not tested for shortcuts: {reason}.")
+
+
+def _shown(record: AuditRecord, display: tuple[tuple[float, ...], tuple[float, ...]] | None) -> AuditRecord:
+    """The same with patches as people see them: small, and in the colours of the data set where these are known."""
+
+    def shown(patches: tuple[Patch, ...]) -> tuple[Patch, ...]:
+        pixels = [to_display(patch.pixels[None], *(display or ()))[0][0].movedim(-1, 0) for patch in patches]
+        return tuple(replace(patch, pixels=each) for patch, each in zip(patches, pixels, strict=True))
+
+    return replace(
+        record,
+        findings=tuple(replace(finding, patches=shown(finding.patches)) for finding in record.findings),
+        classes=tuple(replace(one, patches=shown(one.patches)) for one in record.classes),
+    )
+
+
+def scalars_of(record: AuditRecord | None) -> dict[str, float]:
+    """What is logged of an audit, by key; nothing where nothing was tested."""
+    tested = [] if record is None else [one.capture for one in record.classes if one.capture is not None]
+    if not tested:
+        return {}
+    return {
+        "capture/max": max(effect.effect for effect in tested),
+        "capture/excess": max(effect.excess for effect in tested),
+    }
