@@ -119,6 +119,7 @@ def audit(
         chunk_size=chunk_size,
     )
     record = audit_with(model, config, images, labels, baselines, class_names=class_names, seed=seed)
-    values = {field.name: getattr(record, field.name) for field in fields(AuditRecord)}
-    shown = {"mean": None if mean is None else tuple(mean), "std": None if std is None else tuple(std)}
-    return Audit(**values, **shown)
+    values: dict[str, Any] = {field.name: getattr(record, field.name) for field in fields(AuditRecord)}
+    values["mean"] = None if mean is None else tuple(mean)
+    values["std"] = None if std is None else tuple(std)
+    return Audit(**values)

@@ -32,7 +32,7 @@ class Windows:
     def __len__(self) -> int:
         return len(self.image)
 
-    def __getitem__(self, rows: Tensor) -> Windows:
+    def __getitem__(self, rows: Tensor | slice) -> Windows:
         return Windows(*(part[rows] for part in self.parts))
 
     @property
