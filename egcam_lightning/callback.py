@@ -23,6 +23,7 @@ from egcam_lightning.history.history import History
 from egcam_lightning.training.failsafe import Failsafe
 from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.monitors import Monitors
+from egcam_lightning.training.process_group import check_strategy
 from egcam_lightning.training.run_state import new_run_state
 from egcam_lightning.training.session import Session
 
@@ -38,8 +39,8 @@ class ExpectedGradCAMCallback(Callback):
         target_layer: ``"auto"``, a module's name, or a module, see :class:`ExpectedGradCAM`; several names for the mean
             of their maps (for a timeline each, take an instance a layer, with a ``log_prefix`` of its own).
         num_images: images of the probe, evenly spaced among what the first validation loader delivers.
-        audit_images: validation images, balanced over classes, whose patches are pasted into others at the end of the fit
-            (fewer where ``max_overhead`` leaves less time, 64 at least): what they do are the :attr:`findings`. 0: none.
+        audit_images: validation images whose patches are pasted into others at the end of the fit, balanced over
+            classes; what they do are the :attr:`findings`. Fewer (64 at least) where ``max_overhead`` asks for it.
         audit_every: audit at every so many snapshots as well, so that ``capture/excess`` can be monitored.
         num_baselines: training images kept as baselines, a uniform sample of the first epoch.
         num_samples: draws per image; a multiple of ``num_baselines`` is best.
@@ -167,26 +168,22 @@ class ExpectedGradCAMCallback(Callback):
     def findings(self) -> tuple[Finding, ...]:
         """What the last audit found: patches that alone turn images of other classes into theirs. Empty for none.
 
-        What was tested, and whether it was enough to see anything, is ``history.audit``.
+        What was tested is ``history.audit``.
         """
         audit = self.history.audit
         return () if audit is None else audit.findings
 
     @property
     def probe(self) -> Probe | None:
-        """The images that are explained, as the model takes them, with their classes; ``None`` until they are chosen.
+        """The images that are explained, ``probe.images`` ``(N, C, H, W)``, as the model takes them, on the CPU, rounded.
 
-        ``probe.images`` is ``(N, C, H, W)`` on the CPU, rounded to half precision where that holds it; the pictures for
-        display are ``history.probe``.
+        ``None`` until they are chosen.
         """
         return self._run_state.probe
 
     @property
     def baselines(self) -> Tensor | None:
-        """The training images that explanations are relative to, ``(R, C, H, W)`` on the CPU, stored as the probe is.
-
-        At first evenly spaced ones, then the sample of the first epoch; ``None`` as long as there are neither.
-        """
+        """The training images that explanations are relative to, ``(R, C, H, W)`` on the CPU; ``None`` without any."""
         return self._run_state.baselines.images
 
     @property
@@ -212,13 +209,7 @@ class ExpectedGradCAMCallback(Callback):
             return
         self._started = time.perf_counter()
         self._resumed = False
-        strategy = type(trainer.strategy).__name__
-        kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__]
-        if any(name in kind for kind in kinds for name in ("FSDP", "DeepSpeed", "ModelParallel")):
-            raise MisconfigurationException(
-                f"ExpectedGradCAMCallback does not run under {strategy}: the weights of a layer are spread over "
-                "processes there. Use DDP, or remove the callback."
-            )
+        check_strategy(trainer.strategy)
         prefix = self._config.log_prefix
         callbacks: list[Any] = getattr(trainer, "callbacks", [])
         twins = [c for c in callbacks if isinstance(c, ExpectedGradCAMCallback) and c is not self]

@@ -25,7 +25,7 @@ from egcam_lightning.seeding import generator_for
 LEAST_IMAGES = 4
 LEVEL = 0.05  # of all tests of an audit together
 # Above what clean networks show, see `audit_with`.
-LEAST_CAPTURE = 0.3
+LEAST_CAPTURE = 0.4
 LEAST_REMOVAL = 0.3
 _PASTES = 16  # fresh ones, of each window
 _FILLS = 3
@@ -51,7 +51,14 @@ def audit_with(
     into fresh images, which played no part in the choice. What counts is how many the model then calls by the window's
     class, against windows of the same size at random places of the same images. A class has a finding where the
     difference passes Fisher's exact test (at 5 % for all tests of the audit together, by Holm's procedure) *and* is
-    larger than what windows with a part of the object do in clean networks: at least 0.3.
+    larger than what windows with a part of the object do in clean networks: at least 0.4.
+
+    Measured on CIFAR-10 and a ResNet-20, fine-tuned for two epochs, audits of 256 images; excess of the class with the
+    largest: clean training, 12 networks and 24 audits, 0.12 to 0.42, one of them above 0.4. A tag on half of one class
+    or more, at a fixed or at a changing place: 16 audits, the tagged class first in all, 15 of them above 0.4; on a
+    fifth, 10 audits: first in 7, above 0.4 in 3 (where the tag itself turned 4 to 52 % of other images). A crop of a
+    photograph as the tag, which some networks hardly learned (it turned 6 to 78 % of other images): found where it
+    captured, not otherwise.
 
     Args:
         model: the model.

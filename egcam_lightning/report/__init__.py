@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from egcam_lightning.history.files import replace_file
 from egcam_lightning.history.history import History
+from egcam_lightning.report.audit import class_rows
 from egcam_lightning.report.payload import build_payload
 from egcam_lightning.report.summary import summarise
 
@@ -102,6 +103,11 @@ def _render(histories: list[History], names: list[str]) -> str:
             names=names,
             histories=histories,
             summaries=[summarise(history) for history in histories],
+            audits=[
+                {"name": name, "record": audit, "tested": audit.tested, "rows": class_rows(audit)}
+                for name, audit in zip(names, (history.audit for history in histories), strict=True)
+                if audit is not None and audit.classes
+            ],
             data=build_payload(histories, names),
             restored=all(history.probe.restored for history in histories),
             same_images=len({history.probe.fingerprint for history in histories}) == 1,

@@ -36,7 +36,6 @@ def render_audit(record: AuditRecord, mean: Sequence[float] | None = None, std: 
     from egcam_lightning.report import ASSETS, content_hash, templates
 
     style = (ASSETS / "audit.css").read_text(encoding="utf-8")
-    found = {finding.target: finding for finding in reversed(record.findings)}
     return (
         templates()
         .get_template("audit.html.jinja")
@@ -46,21 +45,27 @@ def render_audit(record: AuditRecord, mean: Sequence[float] | None = None, std: 
             record=record,
             tested=record.tested,
             state="alarm" if record.findings else "clear" if record.clear else "open",
-            rows=[
-                {
-                    "record": one,
-                    "found": one.target in found,
-                    "capture": _bars(one.capture),
-                    "removal": _bars(one.removal),
-                    "map": _mean_map(one),
-                    "patches": [
-                        {"src": _picture(patch, mean, std), "share": _percent(patch.share)} for patch in one.patches
-                    ],
-                }
-                for one in record.classes
-            ],
+            rows=class_rows(record, mean, std),
         )
     )
+
+
+def class_rows(
+    record: AuditRecord, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> list[dict[str, Any]]:
+    """What ``classes.html.jinja`` shows of an audit, a row a class."""
+    found = {finding.target for finding in record.findings}
+    return [
+        {
+            "record": one,
+            "found": one.target in found,
+            "capture": _bars(one.capture),
+            "removal": _bars(one.removal),
+            "map": _mean_map(one),
+            "patches": [{"src": _picture(patch, mean, std), "share": _percent(patch.share)} for patch in one.patches],
+        }
+        for one in record.classes
+    ]
 
 
 def _percent(share: float) -> str:

@@ -17,6 +17,11 @@ CLEAN_CONSENSUS = 0.75
 # At most 2.5 % of the images exceed their floor by chance.
 SETTLED_SHARE = 0.1
 
+_NOT_AUDITED = (
+    "Not tested for shortcuts: the audit, which pastes patches of validation images into others, runs at the end of "
+    "the fit (`audit_images`)."
+)
+
 _PLACES = (
     ("the top left corner", "the top edge", "the top right corner"),
     ("the left edge", "the centre", "the right edge"),
@@ -30,6 +35,7 @@ class Summary:
 
     Attributes:
         alarm: whether something asks for a look.
+        clear: whether interventions ran that would have seen a shortcut, and saw none.
         when: which snapshot is spoken of.
         lead: the sentence that matters most.
         details: what else is known, one sentence each.
@@ -40,6 +46,12 @@ class Summary:
     when: str
     lead: str
     details: tuple[str, ...]
+    clear: bool = False
+
+    @property
+    def state(self) -> str:
+        """``"alarm"``, ``"clear"``, or ``"open"``: nothing seen, which says little where nothing was tested."""
+        return "alarm" if self.alarm else "clear" if self.clear else "open"
 
 
 def summarise(history: History) -> Summary:
@@ -56,9 +68,15 @@ def summarise(history: History) -> Summary:
         return Summary(False, "", "No snapshot has been taken yet.", ("Reload this page when training has begun.",))
     last = history.snapshots[-1]
     alarm, lead, reading = _where(history)
-    sentences = (reading, *_faithfulness(last), _on_object(history), _changes(last), _predictions(history))
+    audit = history.audit
+    sentences: tuple[str, ...] = (_NOT_AUDITED if audit is None else audit.sentence, reading)
+    if audit is not None and audit.findings:
+        alarm, sentences = True, (*(finding.sentence for finding in audit.findings), lead, reading)
+        lead = audit.sentence
+    sentences = (*sentences, *_faithfulness(last), _on_object(history), _changes(last), _predictions(history))
     when = "Before training" if last.when == "start" else f"Epoch {last.epoch}, step {last.step}"
-    return Summary(alarm, when, lead, tuple(s for s in sentences if s))
+    clear = audit is not None and audit.clear and not alarm
+    return Summary(alarm, when, lead, tuple(s for s in sentences if s), clear)
 
 
 def mean_map(attribution: Tensor) -> Tensor:
@@ -128,7 +146,7 @@ def _where(history: History) -> tuple[bool, str, str]:
     return (
         False,
         "The model looks at different places in different pictures.",
-        f"{value} {scale}: no sign of a shortcut.",
+        f"{value} {scale}. A shortcut of one class, or one that moves, does not show in it.",
     )
 
 

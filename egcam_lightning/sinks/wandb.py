@@ -126,8 +126,8 @@ class WandbSink:
         """Send a table of what patches do to other images: a row a class, with its strongest patches."""
         import wandb
 
-        columns = ["class", "finding", "capture", "at random", "images", "patches"]
-        table = wandb.Table(columns=columns)
+        columns: list[str | int] = ["class", "finding", "capture", "at random", "images", "patches"]
+        table = wandb.Table(columns=list(columns))
         for row, one in zip(record.rows(), record.classes, strict=True):
             patches = [wandb.Image(patch.pixels.movedim(0, -1).numpy(), file_type=_SMALL) for patch in one.patches]
             values = [row["class_name"], row["finding"], row["capture"], row["capture_control"], row["num_images"]]

@@ -13,7 +13,6 @@ from egcam_lightning.findings.records import AuditRecord, Patch
 from egcam_lightning.pictures.pixels import to_display
 from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.lightning_compat import (
-    print_in_progress_bar,
     to_model,
     validation_data,
     validation_source,
@@ -24,7 +23,6 @@ _SAMPLES = 2  # draws of each map: it only says where to try, and what is said i
 # An audit takes about ten passes an image; a default snapshot some fifty. In images of a snapshot:
 _COST = 0.25
 _FEWEST = 64
-_NOTICED_SECONDS = 5.0
 
 
 def audit_size(asked: int, snapshot_seconds: float, num_images: int, left: float | None) -> int:
@@ -50,6 +48,21 @@ def audit_size(asked: int, snapshot_seconds: float, num_images: int, left: float
     return min(asked, max(_FEWEST, math.floor(affordable)))
 
 
+def audit_everywhere(fit: Fit, snapshot_seconds: float, left: float | None) -> AuditRecord | None:
+    """Audit in the first process, for which the others wait; keep what was found, the same in every process."""
+    if not fit.config.audit_images or getattr(fit.trainer, "fast_dev_run", False):
+        return None
+
+    def work() -> AuditRecord | None:
+        return audit_fit(fit, snapshot_seconds, left) if fit.process_group.rank == 0 else None
+
+    found = fit.failsafe.guard("the audit", lambda: fit.process_group.run_or_raise_everywhere(work))
+    record: AuditRecord | None = fit.process_group.broadcast(found)
+    if record is not None:
+        fit.run_state.history = replace(fit.run_state.history, audit=record)
+    return record
+
+
 def audit_fit(fit: Fit, snapshot_seconds: float, left: float | None) -> AuditRecord:
     """Audit the module of a fit on a sample of its validation data, in the first process.
 
@@ -65,9 +78,7 @@ def audit_fit(fit: Fit, snapshot_seconds: float, left: float | None) -> AuditRec
     trainer, module, config = fit.trainer, fit.module, fit.config
     count = audit_size(config.audit_images, snapshot_seconds, len(fit.run_state.history.probe.images), left)
     expected = _COST * snapshot_seconds * count / max(len(fit.run_state.history.probe.images), 1)
-    if expected > _NOTICED_SECONDS:
-        message = f"Auditing {count} images: pasting patches into others (about {expected:.0f} s)"
-        fit.failsafe.guard("the progress message", lambda: print_in_progress_bar(trainer, message))
+    fit.announce_wait(f"Auditing {count} images: pasting patches into others", expected)
     explainer = replace(config.explainer, forward_fn=fit.forward, num_samples=_SAMPLES)
     names = fit.run_state.history.probe.class_names
     try:

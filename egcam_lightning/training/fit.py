@@ -16,9 +16,11 @@ from egcam_lightning.config import CallbackConfig
 from egcam_lightning.explain.chunking import is_out_of_memory
 from egcam_lightning.explain.isolation import isolated
 from egcam_lightning.training.failsafe import Failsafe
-from egcam_lightning.training.lightning_compat import unheard
+from egcam_lightning.training.lightning_compat import print_in_progress_bar, unheard
 from egcam_lightning.training.process_group import ProcessGroup
 from egcam_lightning.training.run_state import RunState
+
+_NOTICED_SECONDS = 1.5  # people wonder why nothing moves
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,12 @@ class Fit:
         """
         with unheard(self.trainer, self.module), isolated(self.module, seed=self.config.seed, weights=True):
             yield
+
+    def announce_wait(self, what: str, seconds: float) -> None:
+        """Say in the Trainer's progress bar that training waits, where it will be noticed."""
+        if seconds > _NOTICED_SECONDS:
+            message = f"{what} (about {seconds:.0f} s)"
+            self.failsafe.guard("the progress message", lambda: print_in_progress_bar(self.trainer, message))
 
     def forward(self, module: LightningModule, images: Tensor, *others: Any) -> Any:
         """Call the module in the precision in which the validation loop does; all arithmetic around it is float32."""

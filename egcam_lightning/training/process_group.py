@@ -6,10 +6,26 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 Result = TypeVar("Result")
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse a strategy that no process can explain under by itself.
+
+    Raises:
+        MisconfigurationException: where it spreads the weights of a layer over processes.
+
+    """
+    kinds = [kind.__name__ for kind in type(strategy).__mro__]
+    if any(name in kind for kind in kinds for name in ("FSDP", "DeepSpeed", "ModelParallel")):
+        raise MisconfigurationException(
+            f"ExpectedGradCAMCallback does not run under {type(strategy).__name__}: the weights of a layer are spread "
+            "over processes there. Use DDP, or remove the callback."
+        )
 
 
 class FailedElsewhere(RuntimeError):

@@ -16,17 +16,15 @@ from torch import Tensor
 from egcam_lightning.data.batch import find_images, get
 from egcam_lightning.data.probe import Probe
 from egcam_lightning.explain.isolation import uninitialised
-from egcam_lightning.findings.records import AuditRecord
 from egcam_lightning.history.records import Occasion
 from egcam_lightning.metrics.change import reference_of
 from egcam_lightning.metrics.registry import AUDITED
 from egcam_lightning.sinks.publisher import Publisher
-from egcam_lightning.training.auditor import audit_fit, scalars_of
+from egcam_lightning.training.auditor import audit_everywhere, scalars_of
 from egcam_lightning.training.first_look import look_at_model, read_data
 from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.lightning_compat import (
     logger_step,
-    print_in_progress_bar,
     validation_data,
     validation_follows,
 )
@@ -34,8 +32,6 @@ from egcam_lightning.training.monitors import Monitors
 from egcam_lightning.training.run_directory import make_publisher
 from egcam_lightning.training.scalars import log
 from egcam_lightning.training.snapshotter import Snapshotter, Taken, warn_of
-
-_NOTICED_SECONDS = 1.5  # people wonder why nothing moves
 
 
 class Session:
@@ -214,7 +210,8 @@ class Session:
             if schedule.interval > 1:
                 fit.failsafe.inform(schedule.explanation)
             return set()
-        self._announce_wait()
+        # The first snapshot has just been announced; how long one takes is known from the one before.
+        fit.announce_wait(f"Explaining {len(run_state.history.probe.images)} images", self._last_seconds)
         begin = time.perf_counter()
         taken = fit.failsafe.guard("the snapshot", lambda: self._take(look, when))
         drawing = time.perf_counter()
@@ -223,9 +220,8 @@ class Session:
             n = fit.config.audit_every
             if n is not None and kind != "start" and (len(past) + 1) % n == 0:
                 self._last_seconds = drawing - begin
-                found = scalars_of(self.audit())
-                snapshot = replace(taken.snapshot, metrics={**taken.snapshot.metrics, **found})
-                taken = replace(taken, snapshot=snapshot)
+                metrics = {**taken.snapshot.metrics, **self._audit()}
+                taken = replace(taken, snapshot=replace(taken.snapshot, metrics=metrics))
                 drawing = time.perf_counter()
             run_state.add(taken.snapshot)
             output = self._find_output()
@@ -247,48 +243,27 @@ class Session:
             values = {f"{prefix}/{key}": value for key, value in {**taken.snapshot.metrics, **overhead}.items()}
             return log(values, when, fit.trainer, fit.module, fit.failsafe, monitored=pending is None)
 
-    def _announce_wait(self) -> None:
-        """Say in the Trainer's progress bar that training waits, where it will be noticed.
-
-        The first snapshot has just been announced; how long one takes is known from the one before.
-        """
-        if self._last_seconds > _NOTICED_SECONDS:
-            count, seconds = len(self._fit.run_state.history.probe.images), self._last_seconds
-            message = f"Explaining {count} images ({seconds:.0f} s last time)"
-            self._fit.failsafe.guard("the progress message", lambda: print_in_progress_bar(self._fit.trainer, message))
-
-    def audit(self) -> AuditRecord | None:
-        """Audit the model, and keep and show what was found; the same in every process."""
-        fit = self._fit
-        if not fit.config.audit_images or self._snapshotter is None or getattr(fit.trainer, "fast_dev_run", False):
-            return None
-        left = fit.run_state.schedule.left(self.elapsed)
-
-        def work() -> AuditRecord | None:
-            return audit_fit(fit, self._last_seconds, left) if fit.process_group.rank == 0 else None
-
-        record: AuditRecord | None = fit.process_group.broadcast(
-            fit.failsafe.guard("the audit", lambda: fit.process_group.run_or_raise_everywhere(work))
-        )
-        if record is not None:
-            fit.run_state.history = replace(fit.run_state.history, audit=record)
-            if self._output is not None:
-                self._output.show_audit(record)
-        return record
+    def _audit(self) -> dict[str, float]:
+        """Audit the model, show what was found, and return the values to log; the same in every process."""
+        if self._snapshotter is None:
+            return {}
+        record = audit_everywhere(self._fit, self._last_seconds, self._fit.run_state.schedule.left(self.elapsed))
+        if record is not None and self._output is not None:
+            self._output.show_audit(record)
+        return scalars_of(record)
 
     def conclude(self) -> None:
         """Audit the trained model, unless its last snapshot did, and show all there is a last time."""
-        fit = self._fit
-        snapshots = fit.run_state.history.snapshots
+        fit, snapshots = self._fit, self._fit.run_state.history.snapshots
         if snapshots and not any(key in snapshots[-1].metrics for key in AUDITED):
             with self._timed():
-                found = scalars_of(self.audit())
-                if found:
-                    when = Occasion(snapshots[-1].epoch, logger_step(fit.trainer, "end"), "end")
-                    values = {f"{fit.config.log_prefix}/{key}": value for key, value in found.items()}
+                found = self._audit()
+                when = Occasion(snapshots[-1].epoch, logger_step(fit.trainer, "end"), "end")
+                values = {f"{fit.config.log_prefix}/{key}": value for key, value in found.items()}
+                if values:
                     log(values, when, fit.trainer, fit.module, fit.failsafe)
-                    if self._output is not None:
-                        self._output.alert(fit.run_state.history, found, {})
+                if self._output is not None:
+                    self._output.alert(fit.run_state.history, found, {})
         self.finish()
 
     def finish(self) -> None:
