@@ -175,7 +175,7 @@ class ExpectedGradCAMCallback(Callback):
 
     @property
     def probe(self) -> Probe | None:
-        """The images that are explained, ``probe.images`` ``(N, C, H, W)``, as the model takes them, on the CPU, rounded.
+        """The images that are explained: ``probe.images`` is ``(N, C, H, W)`` on the CPU, as the model takes them.
 
         ``None`` until they are chosen.
         """

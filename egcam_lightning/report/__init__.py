@@ -18,13 +18,13 @@ from egcam_lightning.history.history import History
 from egcam_lightning.report.audit import class_rows
 from egcam_lightning.report.payload import build_payload
 from egcam_lightning.report.summary import summarise
+from egcam_lightning.report.templates import ASSETS, content_hash, templates
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 __all__ = ["build_report"]
 
-ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = ("maps.js", "charts.js", "rows.js", "page.js")
 
 
@@ -71,22 +71,6 @@ def build_report(
     return path
 
 
-def templates() -> Environment:
-    """The templates of the pages, with what keeps text of the user's from becoming part of them."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(ASSETS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # `tojson` writes <, > and & as \u003c and so on: no text of the user's can close the script element.
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    return environment
-
-
 def _render(histories: list[History], names: list[str]) -> str:
     from markupsafe import Markup
 
@@ -113,8 +97,3 @@ def _render(histories: list[History], names: list[str]) -> str:
             same_images=len({history.probe.fingerprint for history in histories}) == 1,
         )
     )
-
-
-def content_hash(text: str) -> str:
-    """What the page's content security policy names: the browser runs this script and no other."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -10,6 +10,7 @@ import torch
 from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, Patch
 from egcam_lightning.pictures.pixels import to_display
 from egcam_lightning.report.payload import encode_image
+from egcam_lightning.report.templates import ASSETS, content_hash, templates
 
 _ENLARGED = 96  # pixels that the longer side of a patch takes at least
 
@@ -32,8 +33,6 @@ def render_audit(record: AuditRecord, mean: Sequence[float] | None = None, std: 
 
     """
     from markupsafe import Markup
-
-    from egcam_lightning.report import ASSETS, content_hash, templates
 
     style = (ASSETS / "audit.css").read_text(encoding="utf-8")
     return (

@@ -69,7 +69,7 @@ def summarise(history: History) -> Summary:
     last = history.snapshots[-1]
     alarm, lead, reading = _where(history)
     audit = history.audit
-    sentences: tuple[str, ...] = (_NOT_AUDITED if audit is None else audit.sentence, reading)
+    sentences: tuple[str, ...] = (reading, _NOT_AUDITED if audit is None else audit.sentence)
     if audit is not None and audit.findings:
         alarm, sentences = True, (*(finding.sentence for finding in audit.findings), lead, reading)
         lead = audit.sentence

@@ -62,10 +62,7 @@ class Session:
             batches = sum(fit.trainer.num_val_batches)
             self._all_validate = fit.process_group.all(batches > 0)
             if batches and not self._all_validate:
-                fit.failsafe.inform(
-                    "A process has no validation batches: ExpectedGradCAMCallback takes the snapshots of epochs at "
-                    "their end."
-                )
+                fit.failsafe.inform("A process has no validation batches: epochs' snapshots are taken at their end.")
             probe, initial = (fit.process_group.broadcast_known(found) for found in read_data(fit))
             endless = fit.trainer.num_training_batches == float("inf")
             fit.run_state.baselines.prepare(fit.process_group, initial, endless=endless)
@@ -210,7 +207,7 @@ class Session:
             if schedule.interval > 1:
                 fit.failsafe.inform(schedule.explanation)
             return set()
-        # The first snapshot has just been announced; how long one takes is known from the one before.
+        # How long one takes is known from the one before.
         fit.announce_wait(f"Explaining {len(run_state.history.probe.images)} images", self._last_seconds)
         begin = time.perf_counter()
         taken = fit.failsafe.guard("the snapshot", lambda: self._take(look, when))
@@ -244,7 +241,7 @@ class Session:
             return log(values, when, fit.trainer, fit.module, fit.failsafe, monitored=pending is None)
 
     def _audit(self) -> dict[str, float]:
-        """Audit the model, show what was found, and return the values to log; the same in every process."""
+        """Audit the model; the values to log."""
         if self._snapshotter is None:
             return {}
         record = audit_everywhere(self._fit, self._last_seconds, self._fit.run_state.schedule.left(self.elapsed))
@@ -253,7 +250,7 @@ class Session:
         return scalars_of(record)
 
     def conclude(self) -> None:
-        """Audit the trained model, unless its last snapshot did, and show all there is a last time."""
+        """Audit the trained model, unless its last snapshot did, and show all."""
         fit, snapshots = self._fit, self._fit.run_state.history.snapshots
         if snapshots and not any(key in snapshots[-1].metrics for key in AUDITED):
             with self._timed():

@@ -54,9 +54,11 @@ def test_relevance_lies_on_the_patch_that_decides_the_class(build: Callable[[], 
     with torch.no_grad():
         accuracy = (model(images).argmax(1) == colours).float().mean()
     assert accuracy > 0.95, f"the network has learned too little for what follows: {accuracy}"
-    explanation = ExpectedGradCAM(model, num_samples=32)(images, scenes(32, generator)[0], colours)
-    assert explanation.layer == layer
-    positive = explanation.attribution.clamp(min=0)
-    assert in_place(positive, quadrants), placement(positive, quadrants)
+    baselines = scenes(32, generator)[0]
+    for target_layer in ("last", "auto"):
+        explanation = ExpectedGradCAM(model, target_layer, num_samples=32)(images, baselines, colours)
+        assert layer in explanation.layer.split("+")
+        positive = explanation.attribution.clamp(min=0)
+        assert in_place(positive, quadrants), placement(positive, quadrants)
     assert not in_place(positive.flip(1), quadrants)
     assert not in_place(positive.transpose(1, 2), quadrants)

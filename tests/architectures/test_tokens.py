@@ -83,7 +83,7 @@ def test_tokens_lie_where_their_patches_are(
 ) -> None:
     noise, images, _ = patched(size)
     model = seeded(build)
-    explainer = ExpectedGradCAM(model, num_samples=8)
+    explainer = ExpectedGradCAM(model, "last", num_samples=8)
     explanation = explainer(images, noise, 1)
     assert explanation.layer == layer
     assert explanation.attribution.shape[1:] == grid == explainer.grid
