@@ -53,6 +53,12 @@ def audit_with(
     difference passes Fisher's exact test (at 5 % for all tests of the audit together, by Holm's procedure) *and* is
     larger than what windows with a part of the object do in clean networks: at least 0.4.
 
+    Measured on CIFAR-10 (256 test images; two samples for each of twelve clean fine-tuned ResNet-20s): the
+    largest excess of any class was 0.12 to 0.42, and above 0.4 once in 24 audits. Networks that had learnt a tag so
+    well that it turns 42 to 99 % of other images had 0.32 to 1.0 for its class, which came first every time, on all,
+    half or a fifth of the class's images. What a network has hardly learnt (a tag that itself turns less than a quarter
+    of other images) is not told from parts of objects.
+
     Args:
         model: the model.
         config: how it is explained. Where its layer is searched for, a fine one is, see
