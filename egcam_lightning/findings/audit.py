@@ -53,11 +53,12 @@ def audit_with(
     difference passes Fisher's exact test (at 5 % for all tests of the audit together, by Holm's procedure) *and* is
     larger than what windows with a part of the object do in clean networks: at least 0.4.
 
-    Measured on CIFAR-10 (256 test images; two samples for each of twelve clean fine-tuned ResNet-20s): the
-    largest excess of any class was 0.12 to 0.42, and above 0.4 once in 24 audits. Networks that had learnt a tag so
-    well that it turns 42 to 99 % of other images had 0.32 to 1.0 for its class, which came first every time, on all,
-    half or a fifth of the class's images. What a network has hardly learnt (a tag that itself turns less than a quarter
-    of other images) is not told from parts of objects.
+    Measured on CIFAR-10 (256 test images; two samples for each of twelve clean fine-tuned ResNet-20s): the largest
+    excess of any class was 0.15 to 0.44, above 0.4 once in 24 audits. Of 19 networks with a tag of 12x5 or a crop of
+    8x8 on a class, 13 had learnt it so well that it alone turns 42 to 99 % of other images: their class came first each
+    time, with 0.31 to 1.0, ten times as a finding, on a fifth of the class's images (0.33 to 0.48) as on all. Of the
+    six whose tag turns less than a third of other images the class came first twice, with 0.25 and less: what a network
+    has hardly learnt is not told from parts of objects.
 
     Args:
         model: the model.
