@@ -56,7 +56,7 @@ def audit_with(
     Measured on CIFAR-10 (256 test images; two samples for each of twelve clean fine-tuned ResNet-20s): the largest
     excess of any class was 0.15 to 0.44, above 0.4 once in 24 audits. Of 19 networks with a tag of 12x5 or a crop of
     8x8 on a class, 13 had learnt it so well that it alone turns 42 to 99 % of other images: their class came first each
-    time, with 0.31 to 1.0, ten times as a finding, on a fifth of the class's images (0.33 to 0.48) as on all. Of the
+    time, with 0.31 to 1.0, eleven times as a finding, on a fifth of the class's images (0.33 to 0.48) as on all. Of the
     six whose tag turns less than a third of other images the class came first twice, with 0.25 and less: what a network
     has hardly learnt is not told from parts of objects.
 
