@@ -31,7 +31,7 @@ def fine_layer(explainer: ExpectedGradCAM, images: Tensor) -> nn.Module | None:
     2 %, at twice the cost.
 
     Args:
-        explainer: of the model, which has found its own layer.
+        explainer: of the model.
         images: ``(n, C, H, W)``; the first few are used.
 
     Returns:

@@ -18,7 +18,7 @@ NAMES = ("horse", "deer", "frog", "cat")
 
 @pytest.fixture(scope="module")
 def planted():
-    return audit(ByHand(on_tag=400.0), *images_of(12, tagged=1.0), class_names=NAMES)
+    return audit(ByHand(on_tag=160.0), *images_of(12, tagged=1.0), class_names=NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_the_patches_of_a_finding_hold_the_tag(planted):
 
 
 def test_a_patch_on_a_fifth_of_a_class_is_found():
-    result = audit(ByHand(on_tag=400.0), *images_of(25, tagged=0.2))
+    result = audit(ByHand(on_tag=160.0), *images_of(25, tagged=0.2))
     assert next((f.target, f.kind) for f in result) == (0, "capture")
 
 
@@ -72,7 +72,7 @@ def test_an_all_clear_takes_enough_images(clean):
 
 def test_the_model_and_all_random_states_are_as_they_were():
     torch.manual_seed(3)
-    model = ByHand(on_tag=400.0).train()
+    model = ByHand(on_tag=160.0).train()
     model.norm.eval()
     before = copy.deepcopy(model.state_dict())
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -86,13 +86,13 @@ def test_the_model_and_all_random_states_are_as_they_were():
 
 
 def test_a_seed_gives_one_audit():
-    first, second = (audit(ByHand(on_tag=400.0), *images_of(6, tagged=0.5), seed=7) for _ in range(2))
+    first, second = (audit(ByHand(on_tag=160.0), *images_of(6, tagged=0.5), seed=7) for _ in range(2))
     assert str(first.rows()) == str(second.rows())
 
 
 def test_passes_are_about_ten_an_image(planted):
     images, labels = images_of(25, tagged=0.5)
-    assert audit(ByHand(on_tag=400.0), images, labels).passes <= 11 * len(images)
+    assert audit(ByHand(on_tag=160.0), images, labels).passes <= 11 * len(images)
 
 
 def test_findings_and_classes_come_back_from_a_checkpoint(planted, tmp_path):
@@ -117,7 +117,7 @@ def test_rows_make_a_table(planted):
 def test_baselines_are_what_patches_are_pasted_into():
     images, labels = images_of(8, tagged=1.0)
     others, _ = images_of(8, seed=5)
-    result = audit(ByHand(on_tag=400.0), images[labels == 0], labels[labels == 0], others)
+    result = audit(ByHand(on_tag=160.0), images[labels == 0], labels[labels == 0], others)
     assert [c.class_name for c in result.classes] == ["0"]
     assert result.findings[0].target == 0
 

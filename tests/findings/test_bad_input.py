@@ -39,7 +39,7 @@ def test_the_output_of_a_segmentation_is_refused_with_why():
 
 
 def test_without_labels_the_classes_are_those_predicted_and_it_says_so():
-    result = audit(ByHand(400.0), images_of(8, tagged=1.0)[0])
+    result = audit(ByHand(160.0), images_of(8, tagged=1.0)[0])
     assert result.findings[0].target == 0
     assert any("no labels" in note for note in result.notes)
 
@@ -47,7 +47,7 @@ def test_without_labels_the_classes_are_those_predicted_and_it_says_so():
 def test_two_classes_are_enough():
     images, labels = images_of(8, tagged=1.0)
     two = labels < 2
-    result = audit(ByHand(400.0), images[two], labels[two])
+    result = audit(ByHand(160.0), images[two], labels[two])
     assert [f.target for f in result if f.kind == "capture"] == [0]
 
 
@@ -59,7 +59,7 @@ def test_a_single_logit_is_two_classes():
 
     images, labels = images_of(8, tagged=1.0)
     two = labels < 2
-    result = audit(One(400.0), images[two], 1 - labels[two], class_names=["deer", "horse"])
+    result = audit(One(160.0), images[two], 1 - labels[two], class_names=["deer", "horse"])
     assert [f.class_name for f in result if f.kind == "capture"] == ["horse"]
 
 
@@ -76,7 +76,7 @@ def test_one_class_is_not_tested_and_no_all_clear():
 def test_a_class_of_few_images_is_left_out_by_name():
     images, labels = images_of(8, tagged=1.0)
     keep = (labels != 2) | (torch.arange(len(labels)) < 12)
-    result = audit(ByHand(400.0), images[keep], labels[keep], class_names=["horse", "deer", "frog", "cat"])
+    result = audit(ByHand(160.0), images[keep], labels[keep], class_names=["horse", "deer", "frog", "cat"])
     assert any("'frog' was left out: it has 3 images" in note for note in result.notes)
     assert result.tested.left_out == ("frog",)
     assert result.findings[0].class_name == "horse"
