@@ -20,9 +20,6 @@ from egcam_lightning.report.payload import build_payload
 from egcam_lightning.report.summary import summarise
 from egcam_lightning.report.templates import ASSETS, content_hash, templates
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
 __all__ = ["build_report"]
 
 _SCRIPTS = ("maps.js", "charts.js", "rows.js", "page.js")
