@@ -6,12 +6,9 @@ over one copy of each picture.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from egcam_lightning.history.files import replace_file
 from egcam_lightning.history.history import History
