@@ -28,34 +28,35 @@ def auto_layers(
 ) -> list[Candidate]:
     """Choose the layers for ``"auto"`` and ``"last"``, from the architecture alone.
 
-    A vision transformer that reads its class token has a cut behind every block, and moves the evidence from the
-    patches to that token, which has no place on the image, on the way. So there it is the block a quarter of the way
-    in. Measured on a transformer of 12 blocks, trained until it reads digits in one quadrant of noise (64 images, 98 %
-    right, 32 draws); share and first: of the attribution in the digit's quadrant (a uniform map has 0.25), and for how
-    many images that quadrant has most:
+    Complete maps can be added up: at every cut of the network they sum to the same difference of scores, so their mean
+    over layers is complete as well. It sees coarse and fine, and errors of one layer cancel. ``"auto"`` takes
 
-    ============  ====  ==========  =====  =====  ========
-    cut behind    gap   infidelity  share  first  off grid
-    ============  ====  ==========  =====  =====  ========
-    patches       0.27  0.38        0.64   1.00   0.00
-    block 1       0.21  0.40        0.63   0.94   0.33
-    block 2       0.17  0.43        0.57   0.92   0.48
-    block 3       0.12  0.47        0.54   0.83   0.60
-    block 4       0.10  0.54        0.50   0.77   0.71
-    block 5       0.08  0.60        0.44   0.70   0.82
-    block 6       0.07  0.58        0.43   0.67   0.87
-    block 7       0.06  0.57        0.43   0.66   0.90
-    block 8       0.05  0.69        0.37   0.53   0.94
-    block 9       0.05  0.68        0.38   0.61   0.96
-    block 10      0.04  0.76        0.36   0.52   0.98
-    block 11      0.04  0.79        0.35   0.55   0.99
-    block 12      0.04  1.00        none   none   1.00
-    its norm1     1.00  0.87        0.36   0.58   no cut
-    ============  ====  ==========  =====  =====  ========
+    - of a convolutional network the last cut with a grid of at least 4x4 that is no pooling layer and on whose
+      positions the output depends, and, where that grid has fewer than 13 cells a side, the deepest cut of the stage
+      before it (14x14 beside 7x7 at 224x224; 16x16 beside 8x8 in a ResNet for 32x32);
+    - of a vision transformer that reads its class token, which gathers the evidence in a place that no map shows, the
+      blocks at a quarter and at three quarters of the way;
+    - one layer where there are no two, and where maps are not complete (Grad-CAM and its like, whose mean over layers
+      is worse than one of them).
 
-    Draws close the gap (128 of them: 0.04 behind block 3), but bring no evidence back to its place. With random weights
-    the map is in place behind blocks 3 and 11 alike. A network trained on more than digits may keep its evidence in the
-    patches for longer: pass a later block as ``target_layer`` where its share off the grid is small.
+    ``"last"`` takes the last cut alone, and of such a transformer the block at a quarter of the way.
+
+    Measured on pretrained networks and photographs (insertion - deletion in ten steps, infidelity, completeness gap,
+    pooled; 32 samples; difference paired over the images, with its standard error):
+
+    ===============  ======  =======================  =========  ==========  =====  ===============
+    network          images  layers                   ins - del  infidelity  gap    difference
+    ===============  ======  =======================  =========  ==========  =====  ===============
+    MobileNetV2      48      features                 0.323      0.520       0.000
+    .                .       features.13 + features   0.388      0.478       0.037  0.065 +- 0.022
+    DeiT-Ti          24      norm1, Grad-CAM          0.298      0.843       none
+    .                .       blocks.2 + blocks.9      0.339      0.452       0.088  0.041 +- 0.018
+    CIFAR ResNet-20  150     layer3                   0.401      0.453       0.000
+    .                .       layer2                   0.460      0.449       0.077  0.060 +- 0.022
+    .                .       layer2 + layer3          0.476      0.422       0.025  0.075 +- 0.019
+    ===============  ======  =======================  =========  ==========  =====  ===============
+
+    (8 baselines with 4 places each; layer2 of the ResNet-20 with 16 and 2.)
 
     Args:
         candidates: the modules that might serve, in the order in which they finish.

@@ -53,6 +53,11 @@ def sample_draws(
     ``num_samples`` is a multiple ``n`` of ``num_baselines`` the two form a *sliced* Latin hypercube (Qian, 2012):
     every baseline gets one place in each of ``n`` coarse strata, which halves the error of a plain one.
 
+    What keeps a map from being complete is the number of places on each path, not the number of baselines: at
+    MobileNetV2's ``features.13`` 32 samples leave a gap of 0.12 with one place on each of 32 paths, 0.08 with four on
+    each of 8 and 0.03 with eight on each of 4, while the map's own error (mean square, of its size) is 0.08, 0.09 and
+    0.15. Gauss-Legendre nodes, the same ones on every path, are worse (0.28 and 0.05 for four and eight of them).
+
     An image's draws depend on the seed and on its own index alone, so that neither the batch nor the number of
     processes changes them.
 
