@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-import egcam_lightning.training.session
+import egcam_lightning.training.fit
 from egcam_lightning import ExpectedGradCAMCallback, History
 from egcam_lightning.sinks import register_sink
 from tests.support import fits
@@ -406,7 +406,7 @@ def test_a_snapshot_that_takes_long_says_so_in_the_progress_bar(tmp_path, monkey
 
     bar = getattr(callbacks, kind)()
     said = []
-    monkeypatch.setattr(egcam_lightning.training.session, "_NOTICED_SECONDS", 0.0)
+    monkeypatch.setattr(egcam_lightning.training.fit, "_NOTICED_SECONDS", 0.0)
     show = type(bar).print
     monkeypatch.setattr(type(bar), "print", lambda self, *args: (said.append(args[0]), show(self, *args)))
     arguments = {"num_images": 4, "num_samples": 2, "num_baselines": 2, "metrics": (), "max_overhead": None}
@@ -417,7 +417,7 @@ def test_a_snapshot_that_takes_long_says_so_in_the_progress_bar(tmp_path, monkey
 
 
 def test_without_a_progress_bar_it_is_silent(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(egcam_lightning.training.session, "_NOTICED_SECONDS", 0.0)
+    monkeypatch.setattr(egcam_lightning.training.fit, "_NOTICED_SECONDS", 0.0)
     arguments = {"num_images": 4, "num_samples": 2, "num_baselines": 2, "metrics": (), "max_overhead": None}
     fit(tmp_path, ExpectedGradCAMCallback(**arguments), epochs=2)
     assert "Explaining" not in "".join(capsys.readouterr())

@@ -136,6 +136,9 @@ class PackedSnapshots(Sequence[Snapshot]):
         snapshot_from_state(state)  # or what cannot be read is found out when somebody asks for it
         maps, values, metrics = state["maps"], state["values"], state["metrics"]
         grid, checksum, whole = tuple(state.get("grid", maps.shape[1:])), int(state.get("checksum", 0)), None
+        sides = len(grid) == maps.ndim - 1 and all(type(side) is int and side > 0 for side in grid)
+        if not sides or ("grid" in state) != ("checksum" in state):
+            raise ValueError(f"{grid!r} is no grid")
         if (coarse := coarse_maps(unpack_maps(maps, values[0]))).shape != maps.shape:
             whole = maps, values[0].clone()
             checksum = _checksum(*whole)

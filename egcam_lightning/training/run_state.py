@@ -24,7 +24,7 @@ from egcam_lightning.training.overhead_budget import OverheadBudget
 
 _FOLDERS = 8  # so many run folders are remembered, the last ones
 
-VERSION = 2  # in version 1 every snapshot had all of its maps' cells, and a run had neither name nor folder
+VERSION = 3  # in version 2 there was no audit; in version 1 every snapshot had all of its maps' cells, and a run had neither name nor folder
 
 
 def new_run() -> str:
@@ -149,10 +149,10 @@ class RunState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; a state that cannot be read is told of, and the run starts afresh."""
         version = state.get("version")
-        if not isinstance(version, int) or version not in (1, VERSION):
+        if not isinstance(version, int) or version not in (1, 2, VERSION):
             rank_zero_warn(
                 f"The checkpoint holds explanations in version {state.get('version')!r} of the format, and this "
-                f"package reads version 1 and version {VERSION}. The history starts afresh; training is not affected."
+                f"package reads versions 1 to {VERSION}. The history starts afresh; training is not affected."
             )
             return
         try:
@@ -161,7 +161,8 @@ class RunState:
             folders = [Path(folder) for folder in typed(state, "folders", list)] if named else []
             snapshots = PackedSnapshots.from_states(state["snapshots"], folders)
             run = typed(state, "run", str) if named else self.history.run
-            audit = None if state.get("audit") is None else AuditRecord.from_state(state["audit"])
+            found = state["audit"] if state["version"] == VERSION else None
+            audit = None if found is None else AuditRecord.from_state(found)
             pending = None if state["owed"] is None else _pair(state["owed"])
             # What is loaded takes the place of what there is when all of it has been read.
             baselines, schedule = copy.copy(self.baselines), copy.copy(self.schedule)

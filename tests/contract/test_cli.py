@@ -75,6 +75,8 @@ EVERYTHING = {
     "target_layer": "features.4",
     "num_images": 5,
     "num_baselines": 3,
+    "audit_images": 40,
+    "audit_every": 2,
     "num_samples": 6,
     "every_n_epochs": 2,
     "every_n_train_steps": 3,

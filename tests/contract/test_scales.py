@@ -19,15 +19,20 @@ from egcam_lightning.data.baselines import Baselines
 from egcam_lightning.data.probe import Probe
 from egcam_lightning.metrics.registry import DEFAULT_METRICS
 from egcam_lightning.training.process_group import FailedElsewhere, ProcessGroup
-from tests.support import faulty
+from tests.support import faulty, fits
 from tests.support.faulty import BrokenMetric, complaints
 from tests.support.fingerprints import fingerprint
-from tests.support.fits import Net, fit, make_callback, train_loader, val_loader
+from tests.support.fits import Net, fit, train_loader, val_loader
 from tests.support.parallel import fit_in_two, in_threads
 from tests.support.pictures import squares
 
 pytestmark = pytest.mark.timeout(60)
 FIELDS = ("attribution", "target", "prediction", "score", "baseline_score", "completeness_gap", "noise_floor")
+
+
+def make_callback(**kwargs):
+    """At the last layer: of finer maps the first process alone has the files, and the others have averages."""
+    return fits.make_callback(**{"target_layer": "last", **kwargs})
 
 
 def rank():

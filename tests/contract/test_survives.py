@@ -186,7 +186,7 @@ def resumed_with(tmp_path, change, **arguments):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda state: state.update(version=0), r"in version 0 of the format.*reads version 1 and version 2"),
+        (lambda state: state.update(version=0), r"in version 0 of the format.*reads versions 1 to 3"),
         (lambda state: state.update(version=99), r"in version 99 of the format"),
         (lambda state: state.pop("version"), r"in version None of the format"),
         (lambda state: state.pop("schedule"), r"cannot be read \(KeyError: 'schedule'\)"),
@@ -214,10 +214,14 @@ class Other(Net):
 
 
 def test_a_state_of_another_architecture_is_told_of_and_the_run_starts_afresh(tmp_path):
-    watched(tmp_path, epochs=1)
+    watched(tmp_path, epochs=1, target_layer="last")
     with heard() as messages:
         callback = watched(
-            tmp_path / "again", ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"), epochs=2, net=Other()
+            tmp_path / "again",
+            ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"),
+            epochs=2,
+            net=Other(),
+            target_layer="last",
         )
     told = [text for text in messages if "starts afresh" in text]
     assert len(told) == 1
@@ -388,7 +392,9 @@ class SevenBySeven(Net):
 
 def test_checkpoints_grow_by_the_images_and_at_most_4_kb_a_snapshot(tmp_path):
     def size(epochs):
-        callback = make_callback(num_images=16, num_baselines=32, metrics="default")
+        callback = make_callback(
+            num_images=16, num_baselines=32, metrics="default", target_layer="last", audit_images=0
+        )
         fit(tmp_path, callback, net=SevenBySeven(), max_epochs=epochs)
         assert callback.history[-1].attribution.shape == (16, 7, 7)
         buffer = io.BytesIO()
