@@ -24,7 +24,9 @@ from egcam_lightning.training.overhead_budget import OverheadBudget
 
 _FOLDERS = 8  # so many run folders are remembered, the last ones
 
-VERSION = 3  # in version 2 there was no audit; in version 1 every snapshot had all of its maps' cells, and a run had neither name nor folder
+# In version 2 there was no audit; in version 1 every snapshot had all of its maps' cells, and a run had no name and no
+# folder.
+VERSION = 3
 
 
 def new_run() -> str:
