@@ -52,6 +52,7 @@ def audit(
     labels: Tensor | None = None,
     baselines: Tensor | None = None,
     *,
+    masks: Tensor | None = None,
     class_names: Sequence[str] | None = None,
     target_layer: str | nn.Module = "auto",
     num_samples: int = 2,
@@ -75,6 +76,8 @@ def audit(
         images: ``(N, C, H, W)``, as the model takes them; a few hundred, balanced over the classes, not trained on.
         labels: ``(N,)`` integers; ``None`` for what the model predicts.
         baselines: ``(R, C, H, W)``, images to explain against and to paste into; ``None`` for the audited ones.
+        masks: ``(N, H, W)`` bool, where the objects are, which patches then leave out: one that holds a small object
+            calls its class rightly. ``None`` where that is not known: look what the patches show.
         class_names: a name for each class.
         target_layer: whose maps say where to look; ``"auto"`` for the last with a fine grid.
         num_samples: draws of each map.
@@ -118,7 +121,7 @@ def audit(
         reshape_transform=reshape_transform,
         chunk_size=chunk_size,
     )
-    record = audit_with(model, config, images, labels, baselines, class_names=class_names, seed=seed)
+    record = audit_with(model, config, images, labels, baselines, masks=masks, class_names=class_names, seed=seed)
     values: dict[str, Any] = {field.name: getattr(record, field.name) for field in fields(AuditRecord)}
     values["mean"] = None if mean is None else tuple(mean)
     values["std"] = None if std is None else tuple(std)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ _AT_ONCE = 64  # samples read in one batch, so that no more than these are held 
 
 def audit_sample(
     reader: SampleReader, loader: Any, count: int, keys: BatchKeys, to_model: Callable[[Any], Any]
-) -> tuple[Tensor, Tensor | None]:
+) -> Probe:
     """Read images for an audit: of every class as many as of any other, where the data set keeps its labels.
 
     Elsewhere they are evenly spaced, which is about as balanced as the data are.
@@ -31,7 +32,7 @@ def audit_sample(
         to_model: brings a batch to the model, as validation batches are.
 
     Returns:
-        The images ``(N, C, H, W)`` on the CPU, rounded to their storage type, and their labels as far as there are any.
+        The images, rounded to their storage type, with their labels and masks as far as there are any.
 
     Raises:
         ValueError: where the data cannot be audited; the message says why.
@@ -55,8 +56,15 @@ def audit_sample(
         raise ValueError("the model takes more of the batch than the images, which are pasted into others")
     if len({part.images.shape[1:] for part in parts}) > 1:
         raise ValueError("the images are of several sizes, and patches are pasted at their place")
-    labels = [part.labels for part in parts]
-    images = torch.cat([part.images.to(parts[0].dtype) for part in parts])
-    return images, None if any(each is None for each in labels) else torch.cat(
-        [each for each in labels if each is not None]
+    first = parts[0]
+    return replace(
+        first,
+        images=torch.cat([part.images.to(first.images.dtype) for part in parts]),
+        labels=_joined([part.labels for part in parts]),
+        masks=_joined([part.masks for part in parts]),
     )
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if len(known) == len(parts) else None

@@ -40,6 +40,7 @@ def audit_with(
     labels: Tensor | None = None,
     baselines: Tensor | None = None,
     *,
+    masks: Tensor | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> AuditRecord:
@@ -67,6 +68,8 @@ def audit_with(
         images: ``(N, C, H, W)``, as the model takes them.
         labels: ``(N,)`` int64; ``None`` for what the model predicts.
         baselines: ``(R, C, H, W)``, images to explain against and to paste into; ``None`` for the audited ones.
+        masks: ``(N, H, W)`` bool, where the objects are: windows are then taken beside them, since one that holds a
+            small object calls its class rightly. ``None`` where that is not known, and people have to look.
         class_names: a name for each class.
         seed: of places and pastes.
 
@@ -125,6 +128,10 @@ def audit_with(
         explanation = explainer(images[image], shown, own.label[image], image_index=image.tolist())
         size = (images.shape[2], images.shape[3])
         maps = interpolate(explanation.attribution[:, None], size=size, mode="bilinear")[:, 0]
+
+        if masks is not None:
+            maps = maps.masked_fill(masks[image], -1e3 * float(maps.abs().amax()))
+            notes.append("Windows were taken beside the marked objects, as far as there is room.")
 
         pasting = Pasting(classify, own, others, chunks)
         group = group[image]

@@ -61,6 +61,7 @@ def headline(
         names = ", ".join(map(repr, found[:5])) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
         return (
             f"A patch alone makes other images {names}: a finding in {len(found)} of {of}, tested on {images} images."
+            " Look what the patches show: where it is the object itself, this is as it should be."
         )
     name, effect, control = worst
     most = (

@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import torch
+
 from egcam_lightning.data.audit_sample import audit_sample
 from egcam_lightning.data.loaders import SampleReader
 from egcam_lightning.findings.audit import audit_with
@@ -85,12 +87,14 @@ def audit_fit(fit: Fit, snapshot_seconds: float, left: float | None) -> AuditRec
         with validation_data(trainer, module), fit.isolated():
             transfer = partial(to_model, trainer, module, validating=True)
             reader = SampleReader(trainer, module)
-            images, labels = audit_sample(reader, validation_source(trainer), count, config.keys, transfer)
+            sample = audit_sample(reader, validation_source(trainer), count, config.keys, transfer)
+            (images,) = sample.inputs(torch.arange(len(sample)), module.device)
             record = audit_with(
                 module,
                 explainer,
-                images.to(module.device),
-                None if labels is None else labels.to(module.device),
+                images,
+                None if sample.labels is None else sample.labels.to(module.device),
+                masks=None if sample.masks is None else sample.masks.to(module.device),
                 class_names=names,
                 seed=config.seed,
             )

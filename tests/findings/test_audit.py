@@ -135,3 +135,11 @@ def test_the_page_is_one_file_that_says_no_more_than_was_tested(planted, clean, 
     few = audit(ByHand(on_tag=0.0), *images_of(4), class_names=["<b>", "b", "c", "d"])
     assert '<header class="open">' in few.to_html()
     assert "<b>" not in few.to_html()
+
+def test_windows_are_taken_beside_the_objects_where_masks_say_where_they_are():
+    images, labels = images_of(12, tagged=1.0)
+    masks = torch.zeros(len(images), 32, 32, dtype=torch.bool)
+    masks[:, 24:32, 0:8] = True  # the tag is the object
+    result = audit(ByHand(on_tag=160.0), images, labels, masks=masks, class_names=NAMES)
+    assert result.findings == ()
+    assert any("beside the marked objects" in note for note in result.notes)
