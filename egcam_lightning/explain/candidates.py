@@ -27,6 +27,15 @@ _POOLING = (
 )
 
 
+# A padded grid reaches beyond the image.
+_PADDING = (
+    nn.modules.padding._CircularPadNd,
+    nn.modules.padding._ConstantPadNd,
+    nn.modules.padding._ReflectionPadNd,
+    nn.modules.padding._ReplicationPadNd,
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """A module whose output has a grid, as one forward pass saw it."""
@@ -97,7 +106,7 @@ def observe(model: nn.Module, forward: Forward, images: Tensor) -> tuple[list[Ca
     classes = logits.shape[1] if logits.ndim > 1 else None
     for key, tensors in outputs.items():
         (name, module), tensor = modules[key], tensors[0]
-        if tensor is None or not name or key in passed_on:
+        if tensor is None or not name or key in passed_on or isinstance(module, _PADDING):
             continue
         if id(tensor) in pooled or tensor is logits or not tensor.is_floating_point() or tensor.ndim < 3:
             continue

@@ -290,3 +290,13 @@ def test_a_model_without_values_is_refused_and_left_without() -> None:
     assert model[0].has_uninitialized_params()
     assert model[1].has_uninitialized_params()
     assert model(torch.rand(3, 3, 8, 8)).shape == (3, 2)
+
+
+def test_auto_takes_no_padded_grid() -> None:
+    model = seeded(
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 12, 3, 2), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, CLASSES)),
+        )
+    )
+    assert found(model, target_layer="auto") == "1+4"

@@ -136,6 +136,7 @@ def test_the_page_is_one_file_that_says_no_more_than_was_tested(planted, clean, 
     assert '<header class="open">' in few.to_html()
     assert "<b>" not in few.to_html()
 
+
 def test_windows_are_taken_beside_the_objects_where_masks_say_where_they_are():
     images, labels = images_of(12, tagged=1.0)
     masks = torch.zeros(len(images), 32, 32, dtype=torch.bool)
