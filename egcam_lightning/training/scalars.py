@@ -11,8 +11,20 @@ from egcam_lightning.history.records import Occasion
 from egcam_lightning.training.failsafe import Failsafe
 
 
+def logged_key(prefix: str, key: str) -> str:
+    """The key under which loggers know a number.
+
+    Example:
+        >>> logged_key("egcam", "drift/previous")
+        'egcam/drift/previous'
+
+    """
+    return f"{prefix}/{key}"
+
+
 def log(
-    values: Mapping[str, float],
+    numbers: Mapping[str, float],
+    prefix: str,
     when: Occasion,
     trainer: Trainer,
     pl_module: LightningModule,
@@ -26,7 +38,8 @@ def log(
     others go to the loggers themselves: through ``pl_module.log`` they would reach none, or overwrite the epoch's.
 
     Args:
-        values: by key; the same keys in every process.
+        numbers: by key, without the prefix; the same keys in every process.
+        prefix: what all keys begin with.
         when: the occasion.
         trainer: the Trainer.
         pl_module: its module.
@@ -34,9 +47,10 @@ def log(
         monitored: whether the Trainer is where it takes the values of this epoch.
 
     Returns:
-        The keys that can be monitored from now on.
+        The keys, with the prefix, that can be monitored from now on.
 
     """
+    values = {logged_key(prefix, key): number for key, number in numbers.items()}
     taken: set[str] = set()
 
     def log_epoch() -> None:

@@ -236,9 +236,10 @@ class Session:
                 f"overhead/{part}_seconds": spent for part, spent in {**taken.seconds, "drawing": drawn}.items()
             }
             overhead = fit.process_group.broadcast(overhead)  # the others wait while the first one draws
-            prefix = fit.config.log_prefix
-            values = {f"{prefix}/{key}": value for key, value in {**taken.snapshot.metrics, **overhead}.items()}
-            return log(values, when, fit.trainer, fit.module, fit.failsafe, monitored=pending is None)
+            numbers = {**taken.snapshot.metrics, **overhead}
+            return log(
+                numbers, fit.config.log_prefix, when, fit.trainer, fit.module, fit.failsafe, monitored=pending is None
+            )
 
     def _audit(self) -> dict[str, float]:
         """Audit the model; the values to log."""
@@ -256,9 +257,8 @@ class Session:
             with self._timed():
                 found = self._audit()
                 when = Occasion(snapshots[-1].epoch, logger_step(fit.trainer, "end"), "end")
-                values = {f"{fit.config.log_prefix}/{key}": value for key, value in found.items()}
-                if values:
-                    log(values, when, fit.trainer, fit.module, fit.failsafe)
+                if found:
+                    log(found, fit.config.log_prefix, when, fit.trainer, fit.module, fit.failsafe)
                 if self._output is not None:
                     self._output.alert(fit.run_state.history, found, {})
         self.finish()
