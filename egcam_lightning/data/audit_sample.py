@@ -38,9 +38,10 @@ def audit_sample(
         ValueError: where the data cannot be audited; the message says why.
 
     """
-    if isinstance(loader, (dict, list, tuple)) or not num_samples(loader):
+    delivered = () if isinstance(loader, (dict, list, tuple)) or not num_samples(loader) else reader.delivered(loader)
+    if not delivered:
         raise ValueError("the validation data have no index by which images of every class could be chosen")
-    delivered, known = reader.delivered(loader) or (), known_labels(loader.dataset)
+    known = known_labels(loader.dataset)
     if known is not None and keys.label_key is None:
         chosen = [delivered[i] for i in balanced_indices([known[index] for index in delivered], count)]
     else:

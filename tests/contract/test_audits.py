@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from egcam_lightning import ExpectedGradCAMCallback, Finding, History
 from egcam_lightning.report.summary import summarise
@@ -155,3 +155,25 @@ def test_a_damaged_file_is_told_of(planted, tmp_path):
     (copy / "audit.json").write_text('{"findings": 3}')
     with pytest.raises(ValueError, match=r"audit.json is damaged"):
         History.load(copy)
+
+
+@pytest.mark.parametrize("kind", ["none", "iterable"])
+def test_validation_data_that_cannot_be_chosen_from_are_told_of(tmp_path, kind):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(zip(*images_of(4), strict=True))
+
+    images, labels = images_of(12, tagged=1.0)
+    data = TensorDataset(images, labels)
+    loaders = {"none": None, "iterable": DataLoader(Stream(), 8)}
+    callback = ExpectedGradCAMCallback(metrics=(), num_images=4, num_samples=4, max_overhead=None, strict=True)
+    trainer = Trainer(
+        max_epochs=1,
+        callbacks=[callback],
+        logger=CSVLogger(tmp_path),
+        accelerator="cpu",
+        enable_progress_bar=False,
+    )
+    trainer.fit(Fixed(1.0), DataLoader(data, 16), loaders[kind])
+    assert callback.history.audit.sentence.startswith("Not tested for shortcuts: the validation data have no index")
+    assert summarise(callback.history).state == "open"
