@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -152,7 +153,4 @@ def _serves(cut: SplitModel, layout: Layout, images: Tensor, host_image: Tensor)
 
 
 def _cells(candidate: Candidate) -> int:
-    cells = 1
-    for side in candidate.layout.grid:
-        cells *= side
-    return cells
+    return math.prod(candidate.layout.grid)

@@ -23,7 +23,7 @@ class RankedLayer:
     """What explaining at one layer gave.
 
     Attributes:
-        layer: its name, to be passed as ``target_layer``; of several ``"first+second"``.
+        layer: its name, to be passed as ``target_layer``; of several their names, as ``"first+second"``.
         grid: ``(h, w)`` of its maps (``(d, h, w)`` of volumes).
         is_cut: whether nothing bypasses it, so that its maps can be complete.
         insertion_deletion: mean insertion AUC - deletion AUC; higher is better.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, Patch
+from egcam_lightning.findings.sentences import percent
 from egcam_lightning.pictures.pixels import to_display
 from egcam_lightning.report.payload import encode_image
 from egcam_lightning.report.templates import ASSETS, content_hash, templates
@@ -61,14 +62,10 @@ def class_rows(
             "capture": _bars(one.capture),
             "removal": _bars(one.removal),
             "map": _mean_map(one),
-            "patches": [{"src": _picture(patch, mean, std), "share": _percent(patch.share)} for patch in one.patches],
+            "patches": [{"src": _picture(patch, mean, std), "share": percent(patch.share)} for patch in one.patches],
         }
         for one in record.classes
     ]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _bars(effect: Effect | None) -> dict[str, Any] | None:
@@ -76,8 +73,8 @@ def _bars(effect: Effect | None) -> dict[str, Any] | None:
         return None
     low, high = effect.interval
     return {
-        "effect": _percent(effect.effect),
-        "control": _percent(effect.control),
+        "effect": percent(effect.effect),
+        "control": percent(effect.control),
         "interval": f"{100 * low:+.0f} to {100 * high:+.0f} points",
     }
 

@@ -46,8 +46,13 @@ def audit_size(asked: int, snapshot_seconds: float, num_images: int, left: float
     """
     if left is None or snapshot_seconds <= 0:
         return asked
-    affordable = left / (_COST * snapshot_seconds / max(num_images, 1))
+    affordable = left / _seconds_an_image(snapshot_seconds, num_images)
     return min(asked, max(_FEWEST, math.floor(affordable)))
+
+
+def _seconds_an_image(snapshot_seconds: float, num_images: int) -> float:
+    """What auditing an image takes, going by a snapshot of so many."""
+    return _COST * snapshot_seconds / max(num_images, 1)
 
 
 def audit_everywhere(fit: Fit, snapshot_seconds: float, left: float | None) -> AuditRecord | None:
@@ -78,11 +83,11 @@ def audit_fit(fit: Fit, snapshot_seconds: float, left: float | None) -> AuditRec
 
     """
     trainer, module, config = fit.trainer, fit.module, fit.config
-    count = audit_size(config.audit_images, snapshot_seconds, len(fit.run_state.history.probe.images), left)
-    expected = _COST * snapshot_seconds * count / max(len(fit.run_state.history.probe.images), 1)
+    probe = fit.run_state.history.probe
+    count = audit_size(config.audit_images, snapshot_seconds, len(probe.images), left)
+    expected = count * _seconds_an_image(snapshot_seconds, len(probe.images))
     fit.announce_wait(f"Auditing {count} images: pasting patches into others", expected)
     explainer = replace(config.explainer, forward_fn=fit.forward, num_samples=_SAMPLES)
-    names = fit.run_state.history.probe.class_names
     try:
         with validation_data(trainer, module), fit.isolated():
             transfer = partial(to_model, trainer, module, validating=True)
@@ -95,7 +100,7 @@ def audit_fit(fit: Fit, snapshot_seconds: float, left: float | None) -> AuditRec
                 images,
                 None if sample.labels is None else sample.labels.to(module.device),
                 masks=None if sample.masks is None else sample.masks.to(module.device),
-                class_names=names,
+                class_names=probe.class_names,
                 seed=config.seed,
             )
     except ValueError as error:  # data and models that cannot be audited; the message says why
