@@ -100,7 +100,8 @@ class AtLayer:
         index, every = draws.baseline_index.to(inputs.device), torch.arange(len(inputs), device=inputs.device)
         # Which row of the baselines as they were seen: with other inputs, there is one for each image.
         row = index + every * own if baselines is not None and others else index
-        draws = Draws(row, draws.place.to(inputs.device), draws.noise)
+        weight = None if draws.weight is None else draws.weight.to(inputs.device)
+        draws = Draws(row, draws.place.to(inputs.device), draws.noise, weight)
         maps, off_grid = gradients.maps(draws, image_index)
 
         score = gradients.score(images.output, every)

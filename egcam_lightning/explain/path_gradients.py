@@ -73,7 +73,7 @@ class PathGradients:
         return captured.activation if self._between_activations else captured.inputs
 
     def maps(self, draws: Draws, image_index: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The signed map ``(S, B, h, w)`` and the off-grid attribution ``(S, B)`` of every draw."""
+        """The signed map ``(S, B, h, w)`` and the off-grid attribution ``(S, B)`` of every draw, by its weight."""
         samples, images = draws.place.shape
         base = self._base_of(self.images)
         chunks, size = (
@@ -116,6 +116,10 @@ class PathGradients:
             maps[chunk], off_grid[chunk] = self._weigh(gradient, difference)
 
         chunks.run(samples * images, size, one)
+        if draws.weight is not None:
+            weight = draws.weight.flatten()
+            off_grid *= weight
+            maps *= weight.view(-1, *[1] * len(self.layout.grid))
         return maps.view(samples, images, *self.layout.grid), off_grid.view(samples, images)
 
     def _constant_gradients(self) -> Tensor | None:
@@ -144,6 +148,8 @@ class PathGradients:
 
     def _linear_maps(self, gradients: Tensor, image: Tensor, baseline: Tensor) -> tuple[Tensor, Tensor] | None:
         """What :meth:`maps` gives, from one product for each pair of an image and a baseline that is drawn.
+
+        It is the map of the whole path, so that all draws of it count alike.
 
         ``None`` where the products are not the differences of the scores: then the part behind the layer is linear at
         the images, and takes another way between them and the baselines.

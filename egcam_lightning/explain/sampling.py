@@ -10,6 +10,9 @@ from torch import Tensor
 
 from egcam_lightning.seeding import generator_for
 
+# The ends of four strata of the path, from baseline (0) to image (1), that are drawn from equally often.
+_QUARTERS = (0.0, 0.375, 0.525, 0.675, 1.0)
+
 
 @dataclass(frozen=True, eq=False)
 class Draws:
@@ -20,12 +23,15 @@ class Draws:
         place: ``(S, B)`` float, where on the path from baseline (0) to image (1).
         noise: ``(S, B, *shape)`` standard normal numbers of the input's or the activation's shape, or ``None`` to have
             them drawn when they are needed.
+        weight: ``(S, B)``, by which each draw's map counts: how much rarer its place is than if places were uniform;
+            1 on average over the draws of an image and baseline. ``None`` where all count alike.
 
     """
 
     baseline_index: Tensor
     place: Tensor
     noise: Tensor | None = None
+    weight: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.baseline_index.ndim != 2 or self.baseline_index.shape != self.place.shape:
@@ -37,6 +43,11 @@ class Draws:
             raise ValueError(
                 f"Expected `noise` to start with the shape of `place`, {tuple(self.place.shape)}, but got "
                 f"{tuple(self.noise.shape)}."
+            )
+        if self.weight is not None and self.weight.shape != self.place.shape:
+            raise ValueError(
+                f"Expected `weight` of the shape of `place`, {tuple(self.place.shape)}, but got "
+                f"{tuple(self.weight.shape)}."
             )
 
 
@@ -52,6 +63,14 @@ def sample_draws(
     Places lie one in each of ``num_samples`` equal strata of ``interval``. Baselines are a permutation, cycled. Where
     ``num_samples`` is a multiple ``n`` of ``num_baselines`` the two form a *sliced* Latin hypercube (Qian, 2012):
     every baseline gets one place in each of ``n`` coarse strata, which halves the error of a plain one.
+
+    On the whole path these coarse strata are narrower in its middle, and draws weighted by their widths, so that the
+    expectation is the same: that is where the score changes. Of the way from a baseline's logit to an image's, 77 % is
+    made between 3/8 and 6/8 of the path behind DeiT-Ti's ``blocks.2``, 67 % behind MobileNetV2's ``features.13``, 55 %
+    behind ResNet-50's ``layer3`` (and 36 %, no more than elsewhere, behind a CIFAR ResNet-20's ``layer2``). With 4
+    places on each of 8 paths the pooled gap of the default map goes from 0.088 to 0.049 for DeiT-Ti (24 photographs,
+    others than those that the strata were found on) and is about the same for the others (0.034 and 0.031, 0.037 and
+    0.040, 0.024 and 0.026).
 
     What keeps a map from being complete is the number of places on each path, not the number of baselines: at
     MobileNetV2's ``features.13`` 32 samples leave a gap of 0.12 with one place on each of 32 paths, 0.08 with four on
@@ -77,22 +96,37 @@ def sample_draws(
         tensor([0., 1., 2., 3.])
 
     """
+    slices, plain = divmod(num_samples, num_baselines)
     baselines, strata, offsets = [], [], []
     for index in image_index:  # a generator an image, by design: see above
         generator = generator_for(seed, index, 0)
-        if num_samples % num_baselines == 0:
-            slices = num_samples // num_baselines
+        if plain:
+            order = torch.randperm(num_baselines, generator=generator)
+            baselines.append(order.repeat(slices + 1)[:num_samples])
+            strata.append(torch.randperm(num_samples, generator=generator))
+        else:
             order = torch.rand(slices, num_baselines, generator=generator).argsort(1)
             baselines.append(order.flatten())
             strata.append(torch.arange(num_samples))
-        else:
-            order = torch.randperm(num_baselines, generator=generator)
-            baselines.append(order.repeat(num_samples // num_baselines + 1)[:num_samples])
-            strata.append(torch.randperm(num_samples, generator=generator))
         offsets.append(torch.rand(num_samples, generator=generator))
     low, high = interval
-    place = low + (high - low) * (torch.stack(strata, 1) + torch.stack(offsets, 1)) / num_samples
-    return Draws(torch.stack(baselines, 1), place.clamp(low, high))
+    share = (torch.stack(strata, 1) + torch.stack(offsets, 1)) / num_samples
+    weight = None
+    if not plain and slices > 1 and (low, high) == (0.0, 1.0):
+        share, weight = _narrower_in_the_middle(share, slices)
+    return Draws(torch.stack(baselines, 1), (low + (high - low) * share).clamp(low, high), weight=weight)
+
+
+def _narrower_in_the_middle(share: Tensor, slices: int) -> tuple[Tensor, Tensor]:
+    """Places on the path, and their weights, of places in ``slices`` equal strata; equal within each stratum."""
+    quarters = torch.tensor(_QUARTERS)
+    quarter = torch.arange(slices + 1) * 4 / slices
+    before = quarter.long().clamp(max=3)
+    ends = quarters[before] + (quarter - before) * quarters.diff()[before]
+    within = share * slices
+    stratum = within.long().clamp(max=slices - 1)
+    width = ends.diff()[stratum]
+    return ends[stratum] + (within - stratum) * width, width * slices
 
 
 def sample_noise(shape: Sequence[int], images: Sequence[int], samples: Sequence[int], seed: int = 0) -> Tensor:

@@ -80,8 +80,15 @@ def test_a_linear_head_takes_one_gradient_an_image_and_gives_the_same_maps(
     monkeypatch.setattr(egcam_lightning.explain.path_gradients, "is_linear", lambda *_: False)
     long, many = run(head, perturbation=perturbation)
     assert few <= 4 < 36 <= many  # one per image; 12 draws of 3 images
-    for name in ("attribution", "draws", "standard_error", "score", "baseline_score", "off_grid"):
+    for name in ("attribution", "score", "baseline_score", "off_grid"):
         torch.testing.assert_close(getattr(short, name), getattr(long, name), rtol=1e-4, atol=1e-6)
+    # Along a path there is nothing to integrate, so that each draw is its path's whole map.
+    for draws, index in ((short.draws, short.baseline_index), (long.draws, long.baseline_index)):
+        for row in range(int(index.max()) + 1):
+            of_row = (index == row)[..., None, None]
+            expected = (short.draws * of_row).sum(0) / of_row.sum(0)
+            torch.testing.assert_close((draws * of_row).sum(0) / of_row.sum(0), expected, rtol=1e-4, atol=1e-6)
+    assert (short.standard_error <= long.standard_error + 1e-6).all()
     assert torch.equal(short.baseline_index, long.baseline_index)
 
 

@@ -23,10 +23,46 @@ intervals = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted).map(tuple)
 @repeatable
 @given(st.integers(1, 60), st.integers(1, 20), indices, seeds)
 def test_every_stratum_is_drawn_once(num_samples: int, rows: int, index: list[int], seed: int) -> None:
-    place = sample_draws(num_samples, rows, index, seed=seed).place.sort(0).values
-    lower = torch.arange(num_samples)[:, None] / num_samples
-    assert (place >= lower - 1e-6).all()
-    assert (place <= lower + 1 / num_samples + 1e-6).all()
+    draws = sample_draws(num_samples, rows, index, seed=seed)
+    order = draws.place.argsort(0)
+    place = draws.place.gather(0, order)
+    # Where places are denser they weigh less: strata of the path are as wide as the weights of their draws say.
+    weight = torch.ones_like(place) if draws.weight is None else draws.weight.gather(0, order)
+    upper = weight.cumsum(0) / num_samples
+    assert (place >= upper - weight / num_samples - 1e-5).all()
+    assert (place <= upper + 1e-5).all()
+
+
+@repeatable
+@given(st.integers(2, 9), st.integers(1, 8), indices, seeds)
+def test_the_middle_of_a_path_is_drawn_from_more_often(slices: int, rows: int, index: list[int], seed: int) -> None:
+    draws = sample_draws(slices * rows, rows, index, seed=seed)
+    assert draws.weight is not None
+    middle = (draws.place > 0.375) & (draws.place < 0.675)
+    if slices % 4 == 0:
+        assert (middle.double().mean(0) == 0.5).all()
+    for weight, baseline in zip(draws.weight.T, draws.baseline_index.T, strict=True):
+        for row in range(rows):
+            torch.testing.assert_close(weight[baseline == row].mean(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("power", [0, 1, 2, 5])
+def test_weighted_draws_give_the_integral_along_the_path(power: int) -> None:
+    draws = sample_draws(32, 8, range(4000))
+    assert draws.weight is not None
+    found = (draws.weight * draws.place**power).mean(0).double()
+    error = float(found.std()) / len(found) ** 0.5
+    assert abs(float(found.mean()) - 1 / (power + 1)) < 4 * error + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "rows", "interval"),
+    [(8, 8, (0.0, 1.0)), (9, 8, (0.0, 1.0)), (32, 8, (0.0, 0.5)), (8, 1, (1.0, 1.0))],
+)
+def test_draws_count_alike_with_one_place_a_path_and_on_a_part_of_it(
+    num_samples: int, rows: int, interval: tuple[float, float]
+) -> None:
+    assert sample_draws(num_samples, rows, [0], interval).weight is None
 
 
 @repeatable
@@ -45,12 +81,13 @@ def test_each_baseline_has_one_place_in_each_coarse_stratum(
     slices: int, rows: int, index: list[int], seed: int
 ) -> None:
     draws = sample_draws(slices * rows, rows, index, seed=seed)
-    for place, baseline in zip(draws.place.T, draws.baseline_index.T, strict=True):
+    weight = torch.ones_like(draws.place) if draws.weight is None else draws.weight
+    for place, width, baseline in zip(draws.place.T, weight.T / slices, draws.baseline_index.T, strict=True):
         for row in range(rows):
-            own = place[baseline == row].sort().values.double()
-            lower = torch.arange(slices) / slices
-            assert (own >= lower - 1e-6).all()
-            assert (own <= lower + 1 / slices + 1e-6).all()
+            own, order = place[baseline == row].sort()
+            upper = width[baseline == row][order].cumsum(0)
+            assert (own >= upper - width[baseline == row][order] - 1e-5).all()
+            assert (own <= upper + 1e-5).all()
 
 
 @repeatable
@@ -85,7 +122,8 @@ def test_places_and_baselines_are_uniform_over_many_images() -> None:
     draws = sample_draws(6, 3, range(2000))
     first = draws.baseline_index[0].bincount(minlength=3) / 2000
     assert (first - 1 / 3).abs().max() < 0.04  # 4 standard deviations
-    within = draws.place.double() * 6 % 1
+    assert draws.weight is not None  # of two strata, the middle of the path is the border
+    within = torch.where(draws.place < 0.525, draws.place / 0.525, (draws.place - 0.525) / 0.475).double() * 3 % 1
     assert abs(float(within.mean()) - 0.5) < 0.012
     assert abs(float(within.var()) - 1 / 12) < 0.005
 
@@ -104,6 +142,8 @@ def test_draws_of_different_shapes_raise() -> None:
         Draws(torch.zeros(2, 3, dtype=torch.long), torch.zeros(3, 3))
     with pytest.raises(ValueError, match=r"`noise` to start with.*\(2, 3\).*\(3, 2, 4\)"):
         Draws(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3), torch.zeros(3, 2, 4))
+    with pytest.raises(ValueError, match=r"`weight` of the shape of `place`, \(2, 3\).*\(3, 2\)"):
+        Draws(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3), weight=torch.zeros(3, 2))
 
 
 NOISY = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from egcam_lightning.explain import ExpectedGradCAM, Perturbation
+from egcam_lightning.explain import ExpectedGradCAM, Perturbation, sample_draws
 from egcam_lightning.explain.split_model import SplitModel, host_image_like
 from tests.explain.captum_oracles import captum_gradient_shap
 from tests.support.maps import pooled_gap, relative_error
@@ -123,9 +123,10 @@ def test_an_image_alone_is_explained_as_it_is_among_others(vgg_case: Case, pertu
 
 @pytest.mark.usefixtures("no_warnings")
 def test_an_image_and_a_baseline_alone_still_tell_a_cut(vgg_case: Case) -> None:
-    explainer = ExpectedGradCAM(vgg_case.model, vgg_case.layer, num_samples=6)
-    alone = explainer(vgg_case.inputs[:1], vgg_case.baselines[:1], vgg_case.target[:1])
-    twice = explainer(vgg_case.inputs[:1], vgg_case.baselines[:1].expand(2, -1, -1, -1), vgg_case.target[:1])
+    explainer = ExpectedGradCAM(vgg_case.model, vgg_case.layer)
+    draws, both = sample_draws(6, 1, [0]), vgg_case.baselines[:1].expand(2, -1, -1, -1)
+    alone = explainer(vgg_case.inputs[:1], vgg_case.baselines[:1], vgg_case.target[:1], draws=draws)
+    twice = explainer(vgg_case.inputs[:1], both, vgg_case.target[:1], draws=draws)
     assert explainer.is_fast(vgg_case.inputs[:1])
     assert relative_error(twice.draws, alone.draws) < 1e-4
 
