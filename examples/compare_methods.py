@@ -29,7 +29,7 @@ from comparison import best_layers, choice_table, draw_sheet, summary, tables, v
 from photographs import Net, Photograph, UnusableInputError, load
 from study import Progress, two_threads, write_csv
 
-BASELINES = 32
+BASELINES = 8  # the callback's default
 
 
 @dataclass(frozen=True)
