@@ -101,16 +101,17 @@ class CaptumInterface:
             (torch.Size([2, 1, 8, 8]), True)
 
         """
+        if isinstance(baselines, tuple):
+            (baselines,) = baselines
         if isinstance(inputs, tuple) and len(inputs) == 1:
-            (given,) = baselines if isinstance(baselines, tuple) else (baselines,)
             arguments = (target, additional_forward_args, n_samples, internal_batch_size)
-            found = self.attribute(inputs[0], given, *arguments, return_convergence_delta)
+            found = self.attribute(inputs[0], baselines, *arguments, return_convergence_delta)
             return ((found[0],), found[1]) if return_convergence_delta else (found,)
         if not isinstance(inputs, Tensor):
             several = f"a tuple of {len(inputs)}" if isinstance(inputs, tuple) else type(inputs).__name__
             raise TypeError(
-                f"Expected `inputs` to be a tensor of images (B, C, H, W), but got {several}. Write what else the model "
-                "takes as `additional_forward_args`."
+                f"Expected `inputs` to be a tensor of images (B, C, H, W), but got {several}. Write what else the "
+                "model takes as `additional_forward_args`."
             )
         perturbation = self.perturbation
         if perturbation.needs_baselines and not isinstance(baselines, Tensor):

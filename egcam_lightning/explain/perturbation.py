@@ -10,6 +10,19 @@ Baseline = Literal["data", "zeros", "none"]
 Weighting = Literal["elementwise", "channel", "gradcam++", "xgradcam", "layercam", "rectified", "eigen", "optimal"]
 
 
+# What a weighting of the gradient at the image is called in the field.
+_NAMES = {
+    "elementwise": "HiResCAM",
+    "channel": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "xgradcam": "XGrad-CAM",
+    "layercam": "LayerCAM",
+    "rectified": "rectified Grad-CAM",
+    "eigen": "Eigen-Grad-CAM",
+    "optimal": "optimal weights",
+}
+
+
 def check_choice(name: str, value: object, choices: object) -> None:
     """Raise a ``ValueError`` that names the choices, unless ``value`` is one of the ``Literal`` ``choices``."""
     allowed = get_args(choices)
@@ -87,6 +100,29 @@ class Perturbation:
                 "Perturbation.expected(), or another weighting."
             )
         object.__setattr__(self, "interval", (low, high))
+
+    @property
+    def name(self) -> str:
+        """What the method is called: by its gradient, unless that is the one at the image, and its weighting.
+
+        Example:
+            >>> Perturbation().name, Perturbation.grad_cam().name, Perturbation(weighting="layercam").name
+            ('Expected Grad-CAM', 'Grad-CAM', 'Expected LayerCAM')
+
+        """
+        if self.interval == (1.0, 1.0):
+            gradient = "Smooth " if self.noise else ""
+        elif self.baseline == "data":
+            gradient = "Expected "
+        else:
+            gradient = "Integrated "
+        if gradient == "Expected " and self.weighting in ("elementwise", "channel"):
+            return "Expected Grad-CAM" + (", channels pooled" if self.weighting == "channel" else "")
+        return gradient + _NAMES[self.weighting]
+
+    def at(self, layer: str) -> str:
+        """A layer's name, and the method's where it is not the default, for people to read."""
+        return layer if self == Perturbation() else f"{layer} ({self.name})"
 
     @property
     def needs_baselines(self) -> bool:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from captum.attr import GuidedGradCam
 from pytorch_grad_cam import EigenGradCAM, GradCAMElementWise, GradCAMPlusPlus, LayerCAM, XGradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from egcam_lightning.explain import Draws, ExpectedGradCAM, Perturbation, sample_draws
 from egcam_lightning.explain.explanation import Explanation
+from egcam_lightning.explain.guided import guided_grad_cam
 from egcam_lightning.explain.perturbation import Weighting
 from egcam_lightning.explain.weightings import WEIGHTINGS
 from tests.support.maps import relative_error
@@ -210,3 +212,34 @@ def test_smoothed_gradients_are_worse_along_the_path_than_expected_ones(vgg_case
 def test_optimal_weights_without_perturbations_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`interval` or `noise`.*Perturbation.expected\(\)"):
         ExpectedGradCAM(seeded(VGG), "features.4", Perturbation.grad_cam(), "optimal")
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_guided_grad_cam_is_captums(case: Case, mode: str) -> None:
+    explainer = ExpectedGradCAM(case.model, case.layer, Perturbation.grad_cam())
+    ours = guided_grad_cam(explainer, case.inputs, target=case.target, interpolate_mode=mode)
+    twin = copy.deepcopy(case.model)
+    theirs = GuidedGradCam(twin, twin.get_submodule(case.layer)).attribute(
+        case.inputs.clone(), case.target, interpolate_mode=mode
+    )
+    assert theirs.abs().amax() > 0
+    assert relative_error(ours, theirs.detach()) < EXACT
+
+
+def test_guided_maps_take_expected_gradients_too_and_leave_the_model_as_it_was(vgg_case: Case) -> None:
+    explainer = ExpectedGradCAM(vgg_case.model, vgg_case.layer)
+    found = guided_grad_cam(explainer, vgg_case.inputs, vgg_case.baselines, vgg_case.target)
+    plain = guided_grad_cam(
+        ExpectedGradCAM(vgg_case.model, vgg_case.layer, Perturbation.grad_cam()),
+        vgg_case.inputs,
+        target=vgg_case.target,
+    )
+    assert found.shape == vgg_case.inputs.shape
+    assert relative_error(found, plain) > 0.1
+    assert all(not module._forward_hooks for module in vgg_case.model.modules())
+
+
+def test_a_model_without_rectifiers_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    with pytest.raises(ValueError, match=r"nn.ReLU modules.*Sequential has none"):
+        guided_grad_cam(ExpectedGradCAM(model, "0"), images(2), images(2, seed=1), 1)
