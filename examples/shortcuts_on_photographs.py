@@ -114,9 +114,12 @@ class Tuned(pl.LightningModule):
         """What is explained is what is validated."""
         self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW."""
-        return torch.optim.AdamW(self.parameters(), self.lr)
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW, with one cycle of the learning rate."""
+        optimizer = torch.optim.AdamW(self.parameters(), self.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class Study:

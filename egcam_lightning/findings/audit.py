@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,15 @@ from egcam_lightning.explain.chunking import Chunks
 from egcam_lightning.explain.config import ExplainerConfig
 from egcam_lightning.explain.estimator import ExpectedGradCAM
 from egcam_lightning.explain.isolation import isolated, uninitialised
+from egcam_lightning.findings.examples import EXAMPLES, examples_of
 from egcam_lightning.findings.inputs import check_audited, check_classifier, two_columns
-from egcam_lightning.findings.interventions import Deal, Pasting, Pool
-from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, Finding, Patch
+from egcam_lightning.findings.interventions import Deal, Pasting, Pool, effects_by
+from egcam_lightning.findings.likeness import likeness
+from egcam_lightning.findings.parts import parts_of
+from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, Finding, Patch, class_name
 from egcam_lightning.findings.search import fine_layer, strongest_windows
-from egcam_lightning.findings.sentences import captured, headline, removed
-from egcam_lightning.findings.shares import difference_interval, fisher, holm, visible_excess
+from egcam_lightning.findings.sentences import captured, headline, removed, smaller
+from egcam_lightning.findings.shares import holm, visible_excess
 from egcam_lightning.findings.windows import Windows, random_windows
 from egcam_lightning.seeding import generator_for
 
@@ -30,7 +34,8 @@ LEAST_REMOVAL = 0.3
 _PASTES = 16  # fresh ones, of each window
 _FILLS = 3
 _BASELINES = 32
-_PATCHES = 5
+_PARTS_OF = 3  # windows of a class with a finding
+_SHOWN = 12  # classes whose turned images are kept: those with the largest excess
 
 
 def audit_with(
@@ -107,7 +112,7 @@ def audit_with(
             _why_not(*numbers, labels is not None)
             for numbers in zip(count.tolist(), num_right.tolist(), deal.available.tolist(), strict=True)
         ]
-        names = [_name(class_names, k) for k in target.tolist()]
+        names = [class_name(class_names, k) for k in target.tolist()]
         fits = torch.tensor([not reason for reason in reasons], device=group.device)
         image = (right & fits[group]).nonzero().flatten()
         notes = [] if labels is not None else ["There were no labels: the classes are those that the model predicts."]
@@ -138,43 +143,57 @@ def audit_with(
         windows, of = strongest_windows(pasting, deal, own, others, maps, image, group)
         control = random_windows(windows, size, generator)
 
-        row, other = deal.draw(of, _PASTES, fresh=True)
+        row, onto = deal.draw(of, _PASTES, fresh=True)
         call = target[of[row]]
-        capture, capture_control = (pasting.into_others(w[row], other).argmax(1) == call for w in (windows, control))
+        capture, capture_control = (pasting.into_others(w[row], onto).argmax(1) == call for w in (windows, control))
         fill_row, other = deal.draw(of, _FILLS, fresh=True)
         call = target[of[fill_row]]
         removal, removal_control = (
             pasting.out_of_own(w[fill_row], other).argmax(1) != call for w in (windows, control)
         )
 
-    captures = _effects(of[row], capture, capture_control, len(target))
-    removals = _effects(of[fill_row], removal, removal_control, len(target))
-    pasted = torch.bincount(row, minlength=len(windows))
-    share = torch.bincount(row[capture], minlength=len(windows)) / pasted.clamp(min=1)
-    within, between, mean = _likeness(explanation.attribution, group, len(target))
-    classes = []
-    for i, (k, name, reason) in enumerate(zip(target.tolist(), names, reasons, strict=True)):
-        mine = (of == i).nonzero().flatten()
-        classes.append(
-            ClassRecord(
-                target=k,
-                class_name=name,
-                num_images=int(count[i]),
-                num_right=int(num_right[i]),
-                mean_map=mean[i].cpu() if not reason else torch.zeros(0, 0),
-                likeness=float(within[i]),
-                likeness_to_others=float(between[i]),
-                capture=captures[i],
-                removal=removals[i],
-                patches=_patches(images, windows, share, mine[share[mine].argsort(descending=True, stable=True)]),
-                num_windows=len(mine),
-                num_strong=int((share[mine] > 0.5).sum()),
-                why_not=reason,
+        captures = effects_by(of[row], capture, capture_control, len(target))
+        removals = effects_by(of[fill_row], removal, removal_control, len(target))
+        pasted = torch.bincount(row, minlength=len(windows))
+        share = torch.bincount(row[capture], minlength=len(windows)) / pasted.clamp(min=1)
+        within, between, mean = likeness(explanation.attribution, group, len(target))
+        of_class = [(of == i).nonzero().flatten() for i in range(len(target))]
+        classes = []
+        for i, (k, name, reason) in enumerate(zip(target.tolist(), names, reasons, strict=True)):
+            mine = of_class[i]
+            best = mine[share[mine].argsort(descending=True, stable=True)][:EXAMPLES]
+            classes.append(
+                ClassRecord(
+                    target=k,
+                    class_name=name,
+                    num_images=int(count[i]),
+                    num_right=int(num_right[i]),
+                    mean_map=mean[i].cpu() if not reason else torch.zeros(0, 0),
+                    likeness=float(within[i]),
+                    likeness_to_others=float(between[i]),
+                    capture=captures[i],
+                    removal=removals[i],
+                    patches=_patches(images, windows, share, best),
+                    pastes=examples_of(own, others, windows, best.tolist(), (row, onto, capture), class_names),
+                    num_windows=len(mine),
+                    num_strong=int((share[mine] > 0.5).sum()),
+                    why_not=reason,
+                )
             )
-        )
+        number = {k: i for i, k in enumerate(target.tolist())}
+        classes.sort(key=lambda c: -c.capture.excess if c.capture else math.inf)
+        classes = [c if i < _SHOWN else replace(c, pastes=()) for i, c in enumerate(classes)]
+        passed = _passed(classes)
+        allowed = pasting.passes + len(images)
+        for place, record in enumerate(classes):
+            if record.target in passed and record.capture is not None:
+                # The first were chosen by other pastes than those that they are measured by.
+                first = windows[of_class[number[record.target]][:_PARTS_OF]]
+                parts = parts_of(pasting, deal, first, record, generator, allowed - pasting.passes)
+                classes[place] = replace(record, parts=parts)
+
     notes += _left_out(classes)
-    findings = _findings(classes)
-    classes.sort(key=lambda c: -c.capture.excess if c.capture else math.inf)
+    findings = _findings([c for c in classes if c.target in passed])
     tested = [c for c in classes if c.capture]
     controls = [(c.capture.control, c.capture.pastes) for c in tested if c.capture]
     sees = visible_excess(sum(share for share, _ in controls) / len(controls), min(n for _, n in controls), LEVEL)
@@ -190,10 +209,6 @@ def audit_with(
     return AuditRecord(
         findings, tuple(classes), len(images), explanation.layer, sees, sentence, tuple(notes), pasting.passes
     )
-
-
-def _name(names: Sequence[str] | None, target: int) -> str:
-    return str(names[target]) if names is not None and 0 <= target < len(names) else str(target)
 
 
 def _why_not(count: int, right: int, available: int, labelled: bool) -> str:
@@ -214,38 +229,9 @@ def _left_out(classes: Sequence[ClassRecord]) -> list[str]:
     return [f"{c.class_name!r} was left out: {c.why_not}." for c in classes if c.why_not]
 
 
-def _effects(group: Tensor, turned: Tensor, control: Tensor, groups: int) -> list[Effect | None]:
-    """What an intervention did, by class; ``None`` for classes without any."""
-    counts = torch.bincount(group, minlength=groups).tolist()
-    hits = torch.bincount(group[turned], minlength=groups).tolist()
-    other = torch.bincount(group[control], minlength=groups).tolist()
-    return [
-        Effect(a / n, b / n, difference_interval(a, n, b, n), fisher(a, n, b, n), n) if n else None
-        for a, b, n in zip(hits, other, counts, strict=True)
-    ]
-
-
-def _likeness(attribution: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """How alike the maps of each class are to each other ``(k,)`` and to others' ``(k,)``; their mean ``(k, h, w)``."""
-    positive = attribution.nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
-    flat = positive.flatten(1)
-    tiny = torch.finfo(torch.float32).tiny
-    mean = torch.zeros(groups, flat.shape[1], device=flat.device)
-    mean.index_add_(0, group, flat / flat.amax(1, keepdim=True).clamp(min=tiny))
-    size = torch.bincount(group, minlength=groups).float()
-    unit = flat - flat.mean(1, keepdim=True)
-    unit = unit / unit.norm(dim=1, keepdim=True).clamp(min=tiny)
-    total = torch.zeros(groups, flat.shape[1], device=flat.device).index_add_(0, group, unit)
-    within = (total.square().sum(1) - size) / (size * (size - 1))
-    rest = len(group) - size
-    between = (total * (total.sum(0) - total)).sum(1) / (size * rest)
-    mean = mean / size.clamp(min=1)[:, None]
-    return within.nan_to_num(posinf=math.nan), between, mean.view(groups, *attribution.shape[1:])
-
-
 def _patches(images: Tensor, windows: Windows, share: Tensor, rows: Tensor) -> tuple[Patch, ...]:
     found = []
-    for row in rows[:_PATCHES].tolist():
+    for row in rows.tolist():
         one = windows[torch.tensor([row], device=rows.device)]
         image, top, left, height, width = (int(part) for part in one.parts)
         pixels = images[image, :, top : top + height, left : left + width].detach().cpu().clone()
@@ -253,14 +239,22 @@ def _patches(images: Tensor, windows: Windows, share: Tensor, rows: Tensor) -> t
     return tuple(found)
 
 
+def _passed(classes: Sequence[ClassRecord]) -> set[int]:
+    """The classes whose capture passed its test and is large enough."""
+    tested = [(c.target, c.capture) for c in classes if c.capture is not None]
+    passed = holm([capture.chance for _, capture in tested], LEVEL)
+    return {
+        target
+        for (target, capture), significant in zip(tested, passed, strict=True)
+        if significant and capture.excess >= LEAST_CAPTURE
+    }
+
+
 def _findings(classes: Sequence[ClassRecord]) -> tuple[Finding, ...]:
-    """What passed its test, the largest excess first."""
-    tested = [c for c in classes if c.capture is not None]
-    passed = holm([c.capture.chance for c in tested if c.capture], LEVEL)
+    """What is found of the classes that passed, the largest excess first."""
     found = []
-    for record, significant in zip(tested, passed, strict=True):
-        if not significant or record.capture is None or record.capture.excess < LEAST_CAPTURE:
-            continue
+    for record in classes:
+        assert record.capture is not None
         kinds = [("capture", record.capture)]
         # Networks call few images by their class without the object's most telling part: of a patch that has been
         # found to do the calling it is worth saying, else it is no sign of a shortcut.
@@ -282,5 +276,16 @@ def _finding(record: ClassRecord, kind: str, effect: Effect) -> Finding:
         interval=effect.interval,
         num_images=record.num_images,
         patches=record.patches,
-        sentence=captured(*shares, record.num_strong) if kind == "capture" else removed(*shares),
+        sentence=_captured(record, shares) if kind == "capture" else removed(*shares),
     )
+
+
+def _captured(record: ClassRecord, shares: tuple[str, float, float, int, int]) -> str:
+    """What the finding of a capture says, with how small a part does it where that was tried."""
+    said = captured(*shares, record.num_strong)
+    if not record.parts:
+        return said
+    smallest = record.smallest_part
+    part = smallest or record.parts[0]
+    size, capture = (part.height, part.width), part.capture
+    return f"{said} {smaller(size, capture.effect, capture.control, does_it=smallest is not None)}"

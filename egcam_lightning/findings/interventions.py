@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from egcam_lightning.explain.chunking import Chunks, images_at_once
+from egcam_lightning.findings.records import Effect
+from egcam_lightning.findings.shares import difference_interval, fisher
 from egcam_lightning.findings.windows import Windows, pasted
 
 Classify = Callable[[Tensor], Tensor]
@@ -70,6 +72,11 @@ class Pasting:
         self._chunks = chunks
         self.passes = 0
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self._own.images.shape[2], self._own.images.shape[3]
+
     def into_others(self, windows: Windows, other: Tensor) -> Tensor:
         """Logits ``(n, classes)`` of the others, each with a window of one's own in it."""
         return self._run(self._own.images, windows.image, self._others.images, other, windows)
@@ -100,6 +107,28 @@ def log_odds(logits: Tensor, target: Tensor) -> Tensor:
     return logits.gather(1, target[:, None])[:, 0] - rest
 
 
+def effects_by(group: Tensor, turned: Tensor, control: Tensor, groups: int) -> list[Effect | None]:
+    """What an intervention did, by group.
+
+    Args:
+        group: ``(m,)`` int64, which group each paste is of.
+        turned: ``(m,)`` bool, whether it turned its image.
+        control: ``(m,)`` bool, whether a window at a random place did.
+        groups: how many groups there are.
+
+    Returns:
+        One a group; ``None`` for those without any.
+
+    """
+    counts = torch.bincount(group, minlength=groups).tolist()
+    hits = torch.bincount(group[turned], minlength=groups).tolist()
+    other = torch.bincount(group[control], minlength=groups).tolist()
+    return [
+        Effect(a / n, b / n, difference_interval(a, n, b, n), fisher(a, n, b, n), n) if n else None
+        for a, b, n in zip(hits, other, counts, strict=True)
+    ]
+
+
 class Deal:
     """Deals images of other classes, in two halves: some to choose windows by, others to measure them on.
 
@@ -112,11 +141,13 @@ class Deal:
         generator: shuffles them, on the CPU.
 
     Attributes:
+        target: ``(k,)``, the classes.
         available: ``(k,)``, how many images there are for each class, in both halves.
 
     """
 
     def __init__(self, target: Tensor, others: Pool, generator: torch.Generator) -> None:
+        self.target = target
         fits = (others.label != target[:, None]) & (others.prediction != target[:, None])
         self.available = fits.sum(1)
         self._generator = generator

@@ -11,8 +11,8 @@ import torch
 from egcam_lightning.data.audit_sample import audit_sample
 from egcam_lightning.data.loaders import SampleReader
 from egcam_lightning.findings.audit import audit_with
-from egcam_lightning.findings.records import AuditRecord, Patch
-from egcam_lightning.pictures.pixels import to_display
+from egcam_lightning.findings.records import AuditRecord
+from egcam_lightning.pictures.patches import as_shown
 from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.lightning_compat import (
     to_model,
@@ -109,7 +109,7 @@ def audit_fit(fit: Fit, snapshot_seconds: float, left: float | None) -> AuditRec
     if count < config.audit_images and len(images) == count:
         note = f"{count} of {config.audit_images} images were looked at, to stay within `max_overhead`."
         record = replace(record, notes=(*record.notes, note))
-    return _shown(record, display)
+    return as_shown(record, *(display or ()))
 
 
 def not_tested(reason: str) -> AuditRecord:
@@ -122,20 +122,6 @@ def not_tested(reason: str) -> AuditRecord:
     """
     reason = reason.removeprefix("No audit: ").rstrip(".")
     return AuditRecord((), (), 0, "", math.inf, f"Not tested for shortcuts: {reason}.")
-
-
-def _shown(record: AuditRecord, display: tuple[tuple[float, ...], tuple[float, ...]] | None) -> AuditRecord:
-    """The same with patches as people see them: small, and in the colours of the data set where these are known."""
-
-    def shown(patches: tuple[Patch, ...]) -> tuple[Patch, ...]:
-        pixels = [to_display(patch.pixels[None], *(display or ()))[0][0].movedim(-1, 0) for patch in patches]
-        return tuple(replace(patch, pixels=each) for patch, each in zip(patches, pixels, strict=True))
-
-    return replace(
-        record,
-        findings=tuple(replace(finding, patches=shown(finding.patches)) for finding in record.findings),
-        classes=tuple(replace(one, patches=shown(one.patches)) for one in record.classes),
-    )
 
 
 def scalars_of(record: AuditRecord | None) -> dict[str, float]:
