@@ -23,6 +23,7 @@ from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, F
 from egcam_lightning.findings.search import fine_layer, strongest_windows
 from egcam_lightning.findings.sentences import captured, headline, removed, smaller
 from egcam_lightning.findings.shares import holm, visible_excess
+from egcam_lightning.findings.sharing import Alone, Workers
 from egcam_lightning.findings.windows import Windows, random_windows
 from egcam_lightning.seeding import generator_for
 
@@ -48,6 +49,7 @@ def audit_with(
     masks: Tensor | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
+    workers: Workers | None = None,
 ) -> AuditRecord:
     """Audit a model; it is left as it was.
 
@@ -77,6 +79,7 @@ def audit_with(
             small object calls its class rightly. ``None`` where that is not known, and people have to look.
         class_names: a name for each class.
         seed: of places and pastes.
+        workers: processes that do the same with the same images, and share the work; ``None`` for this one alone.
 
     Returns:
         What was found and what was tested.
@@ -85,6 +88,7 @@ def audit_with(
         ValueError: for images, labels or a model that cannot be audited.
 
     """
+    workers = workers or Alone()
     check_audited(images, labels, baselines)
     lazy = uninitialised(model)
     if lazy is not None:
@@ -93,14 +97,10 @@ def audit_with(
     generator = generator_for(seed, 13)
     classify = lambda images: two_columns(explainer.forward(images)).float()  # noqa: E731
     with torch.inference_mode(False), torch.no_grad(), isolated(model, seed=seed):
-        check_classifier(explainer.forward(images[:2]), labels)
-        fine = fine_layer(explainer, images) if config.target_layer == "auto" else None
-        if fine is not None:
-            explainer = ExpectedGradCAM(model, **config.arguments(target_layer=fine))
-        explainer.find(images)
+        explainer = workers.run_or_raise_everywhere(lambda: _prepared(explainer, config, images, labels))
         chunks = Chunks(explainer.chunk_size)
-        own = Pool.of(classify, images, labels, chunks)
-        others = own if baselines is None else Pool.of(classify, baselines, None, chunks)
+        own = Pool.of(classify, images, labels, chunks, workers)
+        others = own if baselines is None else Pool.of(classify, baselines, None, chunks, workers)
         count = torch.bincount(own.label)
         target = count.nonzero().flatten()
         count = count[target]
@@ -130,15 +130,20 @@ def audit_with(
 
         spread = torch.linspace(0, len(images) - 1, min(_BASELINES, len(images))).round().long().to(images.device)
         shown = images[spread] if baselines is None else baselines
-        explanation = explainer(images[image], shown, own.label[image], image_index=image.tolist())
+
+        def explain(rows: Tensor) -> Tensor:
+            some = image[rows.to(image.device)]
+            return explainer(images[some], shown, own.label[some], image_index=some.tolist()).attribution
+
+        attribution = workers.share(explain, len(image))
         size = (images.shape[2], images.shape[3])
-        maps = interpolate(explanation.attribution[:, None], size=size, mode="bilinear")[:, 0]
+        maps = interpolate(attribution[:, None], size=size, mode="bilinear")[:, 0]
 
         if masks is not None:
             maps = maps.masked_fill(masks[image], -1e3 * float(maps.abs().amax()))
             notes.append("Windows were taken beside the marked objects, as far as there is room.")
 
-        pasting = Pasting(classify, own, others, chunks)
+        pasting = Pasting(classify, own, others, chunks, workers)
         group = group[image]
         windows, of = strongest_windows(pasting, deal, own, others, maps, image, group)
         control = random_windows(windows, size, generator)
@@ -156,7 +161,7 @@ def audit_with(
         removals = effects_by(of[fill_row], removal, removal_control, len(target))
         pasted = torch.bincount(row, minlength=len(windows))
         share = torch.bincount(row[capture], minlength=len(windows)) / pasted.clamp(min=1)
-        within, between, mean = likeness(explanation.attribution, group, len(target))
+        within, between, mean = likeness(attribution, group, len(target))
         of_class = [(of == i).nonzero().flatten() for i in range(len(target))]
         classes = []
         for i, (k, name, reason) in enumerate(zip(target.tolist(), names, reasons, strict=True)):
@@ -207,8 +212,20 @@ def audit_with(
         sees,
     )
     return AuditRecord(
-        findings, tuple(classes), len(images), explanation.layer, sees, sentence, tuple(notes), pasting.passes
+        findings, tuple(classes), len(images), str(explainer.layer), sees, sentence, tuple(notes), pasting.passes
     )
+
+
+def _prepared(
+    explainer: ExpectedGradCAM, config: ExplainerConfig, images: Tensor, labels: Tensor | None
+) -> ExpectedGradCAM:
+    """The explainer, of a classifier, at a layer whose grid is fine where there is one."""
+    check_classifier(explainer.forward(images[:2]), labels)
+    fine = fine_layer(explainer, images) if config.target_layer == "auto" else None
+    if fine is not None:
+        explainer = ExpectedGradCAM(explainer.model, **config.arguments(target_layer=fine))
+    explainer.find(images)
+    return explainer
 
 
 def _why_not(count: int, right: int, available: int, labelled: bool) -> str:

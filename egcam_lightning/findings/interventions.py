@@ -11,6 +11,7 @@ from torch import Tensor
 from egcam_lightning.explain.chunking import Chunks, images_at_once
 from egcam_lightning.findings.records import Effect
 from egcam_lightning.findings.shares import difference_interval, fisher
+from egcam_lightning.findings.sharing import Workers
 from egcam_lightning.findings.windows import Windows, pasted
 
 Classify = Callable[[Tensor], Tensor]
@@ -38,9 +39,14 @@ class Pool:
         return self.logits.argmax(1)
 
     @classmethod
-    def of(cls, classify: Classify, images: Tensor, label: Tensor | None, chunks: Chunks) -> Pool:
+    def of(cls, classify: Classify, images: Tensor, label: Tensor | None, chunks: Chunks, workers: Workers) -> Pool:
         """Ask the model."""
-        logits = in_chunks(lambda rows: classify(images[rows]), len(images), images, chunks)
+
+        def ask(rows: Tensor) -> Tensor:
+            rows = rows.to(images.device)
+            return in_chunks(lambda part: classify(images[rows[part]]), len(rows), images, chunks)
+
+        logits = workers.share(ask, len(images))
         return cls(images, logits, logits.argmax(1) if label is None else label)
 
 
@@ -59,17 +65,19 @@ class Pasting:
         own: the images that are audited.
         others: those that windows are pasted into.
         chunks: what goes through the model at once.
+        workers: those who share it.
 
     Attributes:
-        passes: images that went through the model so far.
+        passes: images that went through the model so far, in all processes.
 
     """
 
-    def __init__(self, classify: Classify, own: Pool, others: Pool, chunks: Chunks) -> None:
+    def __init__(self, classify: Classify, own: Pool, others: Pool, chunks: Chunks, workers: Workers) -> None:
         self._classify = classify
         self._own = own
         self._others = others
         self._chunks = chunks
+        self._workers = workers
         self.passes = 0
 
     @property
@@ -88,11 +96,16 @@ class Pasting:
     def _run(self, source: Tensor, source_row: Tensor, onto: Tensor, onto_row: Tensor, windows: Windows) -> Tensor:
         self.passes += len(windows)
 
-        def one(rows: slice) -> Tensor:
-            part = windows[rows]
-            return self._classify(pasted(source[source_row[rows]], onto[onto_row[rows]], part))
+        def paste(mine: Tensor) -> Tensor:
+            mine = mine.to(windows.image.device)
 
-        return in_chunks(one, len(windows), onto, self._chunks)
+            def one(part: slice) -> Tensor:
+                rows = mine[part]
+                return self._classify(pasted(source[source_row[rows]], onto[onto_row[rows]], windows[rows]))
+
+            return in_chunks(one, len(mine), onto, self._chunks)
+
+        return self._workers.share(paste, len(windows))
 
 
 def log_odds(logits: Tensor, target: Tensor) -> Tensor:
