@@ -162,7 +162,7 @@ def _from_nets(name: str, folder: Path) -> tuple[nn.Module, Any, list[Photograph
     """What ``nets.py`` in a folder loads: its networks, and its photographs of ImageNet or, by name, of CIFAR-10."""
     nets, model, transform = from_nets(name, folder)
     if not name.startswith("cifar"):
-        return model, transform, [Photograph(p.name, int(k), partial(_open, p)) for p, k in nets.imagenet()]
+        return model, transform, [Photograph(p.name, int(k), partial(open_rgb, p)) for p, k in nets.imagenet()]
     test = nets.cifar10()
     pixels = test.test_images.permute(0, 2, 3, 1).numpy()
     return (
@@ -202,7 +202,8 @@ def _pretrained(name: str) -> tuple[nn.Module, Any]:
         ) from error
 
 
-def _open(path: Path) -> Image.Image:
+def open_rgb(path: Path) -> Image.Image:
+    """A photograph's colours."""
     with Image.open(path) as picture:
         return picture.convert("RGB")
 
@@ -220,7 +221,7 @@ def in_class_folders(folder: Path) -> list[Photograph]:
     """
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
     found = [
-        Photograph(f"{part.name}/{path.name}", index, partial(_open, path))
+        Photograph(f"{part.name}/{path.name}", index, partial(open_rgb, path))
         for index, part in enumerate(folders)
         for path in _pictures_in(part)
     ]
@@ -250,7 +251,7 @@ def _listed(folder: Path, labels: Path) -> list[Photograph]:
             raise UnusableInputError(
                 f"{labels}, line {number}: there is no file {path}. Write names as they are below {folder}."
             )
-        found.append(Photograph(name.strip(), int(label), partial(_open, path)))
+        found.append(Photograph(name.strip(), int(label), partial(open_rgb, path)))
     if not found:
         raise UnusableInputError(f"{labels} is empty. Write a line 'file class-index' for each photograph.")
     return found

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -45,7 +46,7 @@ def imagenet(limit=None):
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[SimpleNamespace]:
-    names = ("compare_methods", "comparison", "photographs", "cams", "judges")
+    names = ("compare_methods", "comparison", "photographs", "cams", "judges", "explain_photographs")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXAMPLES)
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -344,3 +345,20 @@ def test_the_colours_of_photographs_are_restored_from_the_transform(modules, sce
     assert bare.normalisation == {}
     alone = modules.photographs.Net("alone", scene.net.model, Normalize([0.1], [0.2]), (), ())
     assert alone.normalisation == {"mean": pytest.approx([0.1]), "std": pytest.approx([0.2])}
+
+
+def test_photographs_of_ones_own_are_explained_side_by_side(modules, folder, tmp_path, capsys):
+    files = [str(folder / name) for name in ("03.png", "07.png")]
+    arguments = ["--net", "tiny", "--images", str(folder), "-o", str(tmp_path / "sheet.png")]
+    sheet = modules.explain_photographs.main([*files, *arguments])
+    said = capsys.readouterr().out
+    assert "03.png: class" in said
+    assert "completeness gap" in said
+    pixels = np.asarray(Image.open(sheet).convert("RGB")).astype(int)
+    assert (pixels.max(2) - pixels.min(2) > 60).mean() > 0.2  # in colour, most of it
+
+
+def test_a_photograph_that_is_not_there_is_named(modules, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        modules.explain_photographs.main([str(tmp_path / "no.png"), "--net", "tiny", "--images", str(folder)])
+    assert "there is no file" in capsys.readouterr().err
