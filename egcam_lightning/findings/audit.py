@@ -18,7 +18,7 @@ from egcam_lightning.findings.examples import EXAMPLES, examples_of
 from egcam_lightning.findings.inputs import check_audited, check_classifier, two_columns
 from egcam_lightning.findings.interventions import Deal, Pasting, Pool, effects_by
 from egcam_lightning.findings.likeness import likeness
-from egcam_lightning.findings.parts import parts_of
+from egcam_lightning.findings.parts import with_parts
 from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, Finding, Patch, class_name
 from egcam_lightning.findings.search import fine_layer, strongest_windows
 from egcam_lightning.findings.sentences import captured, headline, removed, smaller
@@ -35,7 +35,6 @@ LEAST_REMOVAL = 0.3
 _PASTES = 16  # fresh ones, of each window
 _FILLS = 3
 _BASELINES = 32
-_PARTS_OF = 3  # windows of a class with a finding
 _SHOWN = 12  # classes whose turned images are kept: those with the largest excess
 
 
@@ -162,10 +161,9 @@ def audit_with(
         pasted = torch.bincount(row, minlength=len(windows))
         share = torch.bincount(row[capture], minlength=len(windows)) / pasted.clamp(min=1)
         within, between, mean = likeness(attribution, group, len(target))
-        of_class = [(of == i).nonzero().flatten() for i in range(len(target))]
         classes = []
         for i, (k, name, reason) in enumerate(zip(target.tolist(), names, reasons, strict=True)):
-            mine = of_class[i]
+            mine = (of == i).nonzero().flatten()
             best = mine[share[mine].argsort(descending=True, stable=True)][:EXAMPLES]
             classes.append(
                 ClassRecord(
@@ -185,17 +183,16 @@ def audit_with(
                     why_not=reason,
                 )
             )
-        number = {k: i for i, k in enumerate(target.tolist())}
         classes.sort(key=lambda c: -c.capture.excess if c.capture else math.inf)
         classes = [c if i < _SHOWN else replace(c, pastes=()) for i, c in enumerate(classes)]
         passed = _passed(classes)
-        allowed = pasting.passes + len(images)
-        for place, record in enumerate(classes):
-            if record.target in passed and record.capture is not None:
-                # The first were chosen by other pastes than those that they are measured by.
-                first = windows[of_class[number[record.target]][:_PARTS_OF]]
-                parts = parts_of(pasting, deal, first, record, generator, allowed - pasting.passes)
-                classes[place] = replace(record, parts=parts)
+        until = pasting.passes + len(images)
+        classes = [
+            with_parts(c, pasting, deal, windows[deal.target[of] == c.target], generator, until)
+            if c.target in passed
+            else c
+            for c in classes
+        ]
 
     notes += _left_out(classes)
     findings = _findings([c for c in classes if c.target in passed])

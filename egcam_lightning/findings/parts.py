@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from egcam_lightning.findings.interventions import Deal, Pasting, effects_by, log_odds
 from egcam_lightning.findings.records import ClassRecord, Part
 from egcam_lightning.findings.windows import Windows, random_windows
 
+_WINDOWS = 3
 _PASTES = 8  # fresh ones, of each window
 _LEAST_SIDE = 2
 
 
-def parts_of(
-    pasting: Pasting,
-    deal: Deal,
-    windows: Windows,
-    record: ClassRecord,
-    generator: torch.Generator,
-    allowed: int,
-) -> tuple[Part, ...]:
+def with_parts(
+    record: ClassRecord, pasting: Pasting, deal: Deal, windows: Windows, generator: torch.Generator, until: int
+) -> ClassRecord:
     """Paste smaller and smaller parts of a class's windows into fresh images, until these do less than half as much.
 
     Of the quarters of each window and its middle the one goes on that makes an image of another class most like the
     class; what that does is measured on other images.
 
     Args:
+        record: of the class.
         pasting: does it.
         deal: deals the images that parts are pasted into.
-        windows: of one class, those that do it.
-        record: of the class.
+        windows: of the class, in the order in which they were chosen; the first few serve.
         generator: draws the places of the controls.
-        allowed: how many images may go through the model for it.
+        until: how many images may have gone through the model then.
 
     Returns:
-        What parts do, the largest first; empty where no pastes were left for it.
+        The same with what parts do; without where no passes were left for it.
 
     """
+    # The first by the choice, not by what they did to fresh images: those that did most there did so by chance, too.
+    windows = windows[:_WINDOWS]
     whole = record.capture
     group = (deal.target == record.target).nonzero().expand(len(windows), 1)[:, 0]
     found: list[Part] = []
-    until = pasting.passes + allowed
     while whole is not None and int(torch.minimum(windows.height, windows.width).min()) >= 2 * _LEAST_SIDE:
         parts = quarters_and_middle(windows)
         if pasting.passes + (len(parts) + 2 * _PASTES) * len(windows) > until:
@@ -59,7 +58,7 @@ def parts_of(
         found.append(Part(int(windows.height[0]), int(windows.width[0]), effect))
         if not found[-1].does_it(whole):
             break
-    return tuple(found)
+    return replace(record, parts=tuple(found))
 
 
 def quarters_and_middle(windows: Windows) -> list[Windows]:
