@@ -298,8 +298,8 @@ class AuditRecord:
                     "capture": _effect(c["capture"]),
                     "removal": _effect(c["removal"]),
                     "patches": _patches(c["patches"]),
-                    "pastes": tuple(Paste(**one) for one in c["pastes"]),
-                    "parts": tuple(Part(**{**one, "capture": _effect(one["capture"])}) for one in c["parts"]),
+                    "pastes": tuple(Paste(**one) for one in c.get("pastes", ())),
+                    "parts": tuple(Part(**{**one, "capture": _effect(one["capture"])}) for one in c.get("parts", ())),
                 }
             )
             for c in state["classes"]
