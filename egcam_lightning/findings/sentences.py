@@ -93,5 +93,6 @@ def headline(
         return f"No finding, and no all-clear: {where}, and some windows do more than chance. {most}"
     return (
         f"No window of 3/32 of an image was found that turns {percent(EXPECTED_EXCESS)} of other images into its "
-        f"class: {where}. {most}"
+        f"class: {where}. {most} What is spread over the whole image (a frame, a colour cast, a watermark) no window "
+        "carries: that was not tested."
     )

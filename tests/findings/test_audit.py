@@ -62,6 +62,7 @@ def test_a_network_without_a_shortcut_has_no_finding(clean):
 def test_an_all_clear_takes_enough_images(clean):
     assert clean.tested.sees <= 0.2
     assert clean.clear
+    assert "a frame, a colour cast, a watermark" in clean.sentence  # an all-clear says what it is not of
     few = audit(ByHand(on_tag=0.0), *images_of(4))
     assert few.findings == ()
     assert few.tested.pastes < clean.tested.pastes
