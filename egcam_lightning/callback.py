@@ -84,7 +84,7 @@ class ExpectedGradCAMCallback(Callback):
         log_page_every: show the timeline page in the loggers at every so many snapshots, as well as at the end.
         colormap: matplotlib's name of the colours of the heat; the page has a choice of its own.
         perturbation: the perturbation distribution; ``None`` for Expected Grad-CAM's.
-        weighting: ``"elementwise"`` or ``"channel"``; ``None`` for the perturbation's own.
+        weighting: such as ``"channel"`` or ``"layercam"``, see :class:`Perturbation`; ``None`` for its own.
         score: what is explained, see :class:`ExpectedGradCAM`.
         reshape_transform: from the layer's activation to ``(N, K, h, w)``, where its layout cannot be inferred.
         chunk_size: points that go through the model at once.

@@ -17,6 +17,7 @@ ROOMS = (
     "state_values",
     "data",
     "explain",
+    "compat",
     "metrics",
     "findings",
     "history",
@@ -28,7 +29,7 @@ ROOMS = (
     "training",
     "callback",
 )
-WITHOUT_LIGHTNING = ("explain", "metrics", "findings", "history", "pictures", "auditing")
+WITHOUT_LIGHTNING = ("explain", "compat", "metrics", "findings", "history", "pictures", "auditing")
 
 
 def modules() -> dict[str, ast.Module]:

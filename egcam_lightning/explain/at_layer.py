@@ -20,6 +20,7 @@ from egcam_lightning.explain.sampling import Draws, sample_draws
 from egcam_lightning.explain.scores import OutputScore, in_float
 from egcam_lightning.explain.split_model import SplitModel
 from egcam_lightning.explain.token_layout import Layout
+from egcam_lightning.explain.weightings import check_activation
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,6 +82,7 @@ class AtLayer:
         test = self.find_cut(images, baselines) if in_activations or kind == "none" else CutTest(None, True)
         # The gradient at the image itself is the same, whichever way it is had.
         differs = in_activations and not test.is_cut and not (kind == "none" and perturbation.noise == 0)
+        check_activation(perturbation.weighting, images.activation, self.split.name)
         gradients = PathGradients(
             perturbation=perturbation,
             seed=self.seed,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from egcam_lightning.explain.at_layer import AtLayer, explain_at
 from egcam_lightning.explain.bound_score import bound_score
+from egcam_lightning.explain.captum_interface import CaptumInterface
 from egcam_lightning.explain.captured import capture_at, rows_of
 from egcam_lightning.explain.chunking import Chunks
 from egcam_lightning.explain.config import ExplainerConfig
@@ -28,7 +29,7 @@ from egcam_lightning.explain.scores import Score, ScoreName, as_score
 from egcam_lightning.explain.split_model import SplitModel
 
 
-class ExpectedGradCAM:
+class ExpectedGradCAM(CaptumInterface):
     """Explain which positions of an image a model's score comes from, relative to baseline images.
 
     Expected Grad-CAM (Buono et al., *Not All CAMs Are Complete*, TMLR 2026) replaces Grad-CAM's gradient at the image
@@ -45,7 +46,8 @@ class ExpectedGradCAM:
             :func:`~egcam_lightning.explain.auto_layers.auto_layers`; ``"last"`` for one alone; or a module's name, or
             a module. Several in a list: calling gives the mean of their maps, :meth:`each` one explanation per layer.
         perturbation: where gradients are taken; ``None`` for :meth:`Perturbation.expected`.
-        weighting: ``"elementwise"`` or ``"channel"``; ``None`` for the perturbation's own.
+        weighting: how gradients become a map, such as ``"elementwise"``, ``"channel"`` or ``"layercam"``, see
+            :class:`Perturbation`; ``None`` for the perturbation's own.
         num_samples: draws per image, ``S``. A multiple of the number of baselines is best. One draw is taken where all
             would be the same.
         seed: the draws' seed; the same seed gives the same draws at every call.
@@ -116,8 +118,10 @@ class ExpectedGradCAM:
     @property
     def chunk_size(self) -> int | None:
         """Points that go through the model at once: what was asked for, or what memory has turned out to allow."""
-        sizes = [self._image_chunks.size, *(layer.point_chunks.size for layer in self._layers)]
-        return min((size for size in sizes if size is not None), default=None)
+        return min((chunks.size for chunks in self._chunks() if chunks.size is not None), default=None)
+
+    def _chunks(self) -> list[Chunks]:
+        return [self._image_chunks, *(layer.point_chunks for layer in self._layers)]
 
     @property
     def layer(self) -> str | None:

@@ -12,12 +12,14 @@ from egcam_lightning.explain.captured import Captured, rows_of
 from egcam_lightning.explain.chunking import Chunks, images_at_once, points_at_once
 from egcam_lightning.explain.gradient import gradient_at
 from egcam_lightning.explain.linearity import is_linear
+from egcam_lightning.explain.optimal_weights import optimal_weights
 from egcam_lightning.explain.perturbation import Perturbation
 from egcam_lightning.explain.precision import resolution
 from egcam_lightning.explain.sampling import Draws, sample_noise
 from egcam_lightning.explain.scores import check_score, in_float
 from egcam_lightning.explain.split_model import SplitModel
 from egcam_lightning.explain.token_layout import Layout
+from egcam_lightning.explain.weightings import WEIGHTINGS
 
 # How far products with a gradient that is the same everywhere may be from the differences of scores: as a share of the
 # largest.
@@ -88,35 +90,50 @@ class PathGradients:
             )
         image = torch.arange(images, device=self.images.inputs.device).repeat(samples)
         baseline, alpha = draws.baseline_index.flatten(), draws.place.flatten().float()
-        gradients = self._constant_gradients()
+        optimal = self.perturbation.weighting == "optimal"
+        gradients = None if optimal else self._constant_gradients()
         if gradients is not None:
             found = self._linear_maps(gradients, image.view(samples, images), draws.baseline_index)
             if found is not None:
                 return found
         maps = torch.empty(samples * images, *self.layout.grid, device=self.images.inputs.device)
         off_grid = torch.zeros(samples * images, device=self.images.inputs.device)
+        changes: list[Tensor] = []  # of the pooled activation and the score, where weights are learnt from these
 
         def one(chunk: slice) -> None:
             rows, columns = image[chunk], baseline[chunk]
             difference = self._difference(rows, columns)
             noise = self._noise(draws, chunk, base, image_index)
             points = self._points(rows, columns, alpha[chunk], noise, difference)
-            with torch.enable_grad():
+            with torch.set_grad_enabled(not optimal):
                 others = rows_of(self.images.others, rows)
                 if self.host_image is not None:
                     leaf, output = self.split.from_points(points, self.host_image, *others)
                 else:
                     leaf, output = self.split.from_images(points, *others)
+                if optimal:
+                    changes.append(self._changes(leaf, output, rows))
+                    return
                 gradient = gradient_at(leaf, self.score(output, rows))
             if gradient is None:
                 raise ValueError(
                     f"No gradient of the score reaches the layer {self.split.name!r}: the model detaches its features "
                     "behind it, or does not use it. Pass a `target_layer` that the logits are computed from."
                 )
-            maps[chunk], off_grid[chunk] = self._weigh(gradient, difference)
+            maps[chunk], off_grid[chunk] = self._weigh(gradient, difference, rows)
+
+        def one_weighted(chunk: slice) -> None:
+            rows = image[chunk]
+            placed = self.layout.to_grid(self._difference(rows, baseline[chunk]))
+            mean = placed / placed[0, 0].numel()
+            maps[chunk] = (weights[rows].view(*placed.shape[:2], *[1] * len(self.layout.grid)) * mean).sum(1)
 
         chunks.run(samples * images, size, one)
-        if draws.weight is not None:
+        if optimal:
+            together = torch.cat(changes).view(samples, images, -1)
+            weights = optimal_weights(together[..., :-1], together[..., -1], draws.weight)
+            chunks.run(samples * images, size, one_weighted)
+        if draws.weight is not None and not optimal:  # its weights have taken account of them
             weight = draws.weight.flatten()
             off_grid *= weight
             maps *= weight.view(-1, *[1] * len(self.layout.grid))
@@ -162,7 +179,7 @@ class PathGradients:
             rows = pairs[chunk] // count
             gradient, difference = gradients[rows], self._difference(rows, pairs[chunk] % count)
             total = (gradient * difference).flatten(1).sum(1)
-            parts.append((*self._weigh(gradient, difference), total))
+            parts.append((*self._weigh(gradient, difference, rows), total))
 
         self.point_chunks.run(len(pairs), points_at_once(self.images.activation), one)
         maps, off_grid, totals = (torch.cat(values) for values in zip(*parts, strict=True))
@@ -226,16 +243,24 @@ class PathGradients:
         images, samples = [image_index[p % count] for p in pairs], [p // count for p in pairs]
         return sample_noise(base.shape[1:], images, samples, self.seed).to(base.device)
 
-    def _weigh(self, gradient: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
+    def _changes(self, point: Tensor, output: Tensor, rows: Tensor) -> Tensor:
+        """``(n, K + 1)``: from points to their images, the change of each channel's mean and, last, of the score."""
+        change = self.layout.to_grid(self.images.activation[rows].float() - point.float()).flatten(2).mean(2)
+        score = self.score(self.images.output[rows], rows) - self.score(output, rows)
+        return torch.cat([change, score[:, None]], 1)
+
+    def _weigh(self, gradient: Tensor, difference: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Turn gradients and differences into signed maps ``(n, h, w)`` and off-grid attribution ``(n,)``."""
-        elementwise = self.perturbation.weighting == "elementwise"
-        if not elementwise:
-            weights, placed = self.layout.to_grid(gradient), self.layout.to_grid(difference)
-            maps = (weights.flatten(2).mean(2).view(*weights.shape[:2], *[1] * len(self.layout.grid)) * placed).sum(1)
+        weighting = self.perturbation.weighting
+        if weighting != "elementwise":
+            activation = self.images.activation[rows].float()
+            placed = (self.layout.to_grid(part) for part in (gradient.float(), difference, activation))
+            maps = WEIGHTINGS[weighting](*placed)
             if self.layout.covers_all:
                 return maps, maps.new_zeros(len(maps))
         product = difference.mul_(gradient)  # in alpha: nothing needs the differences any more
         on_grid = self.layout.to_grid(product).sum(1)
         if self.layout.covers_all:
             return on_grid, on_grid.new_zeros(len(on_grid))
-        return on_grid if elementwise else maps, product.flatten(1).sum(1) - on_grid.flatten(1).sum(1)
+        off_grid = product.flatten(1).sum(1) - on_grid.flatten(1).sum(1)
+        return on_grid if weighting == "elementwise" else maps, off_grid

@@ -7,7 +7,20 @@ from typing import Literal, get_args
 
 Space = Literal["activation", "input"]
 Baseline = Literal["data", "zeros", "none"]
-Weighting = Literal["elementwise", "channel"]
+Weighting = Literal["elementwise", "channel", "gradcam++", "xgradcam", "layercam", "rectified", "eigen", "optimal"]
+
+
+# What a weighting of the gradient at the image is called in the field.
+_NAMES = {
+    "elementwise": "HiResCAM",
+    "channel": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "xgradcam": "XGrad-CAM",
+    "layercam": "LayerCAM",
+    "rectified": "rectified Grad-CAM",
+    "eigen": "Eigen-Grad-CAM",
+    "optimal": "optimal weights",
+}
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
@@ -36,11 +49,15 @@ class Perturbation:
         noise: standard deviation of Gaussian noise around the point, in units of the standard deviation over
             positions, of each image and channel.
         weighting: how a gradient ``G`` and the difference ``D = A - A'`` become a map. ``"elementwise"``:
-            ``sum_k G_k * D_k``, which is complete; ``"channel"``: ``sum_k mean(G_k) * D_k``, Grad-CAM's pooling.
+            ``sum_k G_k * D_k``, which is complete; ``"channel"``: ``sum_k mean(G_k) * D_k``, Grad-CAM's pooling;
+            ``"gradcam++"``, ``"xgradcam"``, ``"layercam"``, ``"rectified"`` (an element-wise ReLU) and ``"eigen"``
+            (Eigen-Grad-CAM): those of the methods built on it, see :mod:`egcam_lightning.explain.weightings`;
+            ``"optimal"``: weights of channels that predict best what the draws' own perturbations do to the score,
+            which needs a path or noise. All but the first leave a completeness gap, which is reported as it is.
 
     Raises:
         ValueError: for a name that is none of the choices, an interval that is turned round or leaves [0, 1],
-            a negative noise, or ``baseline="none"`` with a path.
+            a negative noise, ``baseline="none"`` with a path, or ``weighting="optimal"`` without perturbations.
 
     Example:
         >>> Perturbation()
@@ -76,7 +93,36 @@ class Perturbation:
                 f"Without a baseline there is no path: expected `interval=(1, 1)` with `baseline='none'`, but got "
                 f"{self.interval!r}. Write baseline='zeros' or baseline='data' for a path."
             )
+        if self.weighting == "optimal" and (low, high) == (1.0, 1.0) and not self.noise:
+            raise ValueError(
+                "Expected `interval` or `noise` to perturb the image with `weighting='optimal'`, which learns from "
+                "what perturbations do to the score, but got the image itself, `interval=(1, 1)`. Write "
+                "Perturbation.expected(), or another weighting."
+            )
         object.__setattr__(self, "interval", (low, high))
+
+    @property
+    def name(self) -> str:
+        """What the method is called: by its gradient, unless that is the one at the image, and its weighting.
+
+        Example:
+            >>> Perturbation().name, Perturbation.grad_cam().name, Perturbation(weighting="layercam").name
+            ('Expected Grad-CAM', 'Grad-CAM', 'Expected LayerCAM')
+
+        """
+        if self.interval == (1.0, 1.0):
+            gradient = "Smooth " if self.noise else ""
+        elif self.baseline == "data":
+            gradient = "Expected "
+        else:
+            gradient = "Integrated "
+        if gradient == "Expected " and self.weighting in ("elementwise", "channel"):
+            return "Expected Grad-CAM" + (", channels pooled" if self.weighting == "channel" else "")
+        return gradient + _NAMES[self.weighting]
+
+    def at(self, layer: str) -> str:
+        """A layer's name, and the method's where it is not the default, for people to read."""
+        return layer if self == Perturbation() else f"{layer} ({self.name})"
 
     @property
     def needs_baselines(self) -> bool:

@@ -108,7 +108,8 @@ class Snapshot:
         epoch: the Trainer's epoch.
         step: the step that Lightning gives to loggers.
         when: ``"start"`` (before training), ``"epoch"`` or ``"step"`` (between epochs).
-        layer: the resolved name of the target layer.
+        layer: the resolved name of the target layer, and behind it the method's where it is another than the default,
+            ``"layer3 (Expected LayerCAM)"``.
         baselines: the generation of the baselines used; drift is only taken between equal generations.
         attribution: ``(N, h, w)`` float32, signed; of volumes the map over all three axes, ``(N, d, h, w)``. In the
             history of a run, maps of more than 64 cells are read from the run folder; where their file is not to be

@@ -70,7 +70,7 @@ def look_at_model(fit: Fit, probe: Probe) -> tuple[Snapshotter, str]:
         output = explainer.logits(fit.attempt(*inputs))
         known = known_targets(config.target, probe.labels, len(probe), output, explainer.score)
         explainer.score.check(output, known if known is None or known.ndim == 1 else known[: len(output)])
-        layer = explainer.find(*inputs)
+        layer = explainer.perturbation.at(explainer.find(*inputs))
         fast = explainer.is_fast(*inputs)
     if config.target == "label" and probe.labels is None and explainer.score.takes_labels:
         fit.failsafe.inform(

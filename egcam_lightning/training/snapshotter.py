@@ -142,7 +142,7 @@ class Snapshotter:
             epoch=when.epoch,
             step=when.step,
             when=when.kind,
-            layer=explanation.layer,
+            layer=self.explainer.perturbation.at(explanation.layer),
             baselines=generation,
             # Rounded as they will be stored, so that a resumed run measures drift from the same bits.
             attribution=round_maps(whole(explanation.attribution)),

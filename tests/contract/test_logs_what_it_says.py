@@ -122,3 +122,18 @@ def test_masks_that_a_checkpoint_does_not_have_are_missed_with_a_sentence(tmp_pa
         fit(tmp_path, resumed, ckpt_path=str(tmp_path / "one.ckpt"), **data)
     assert "sparseness" in resumed.history[-1].metrics
     assert "relevance_mass" not in resumed.history[-1].metrics
+
+
+@pytest.mark.parametrize(
+    ("weighting", "name"),
+    [("layercam", "Expected LayerCAM"), ("gradcam++", "Expected Grad-CAM++"), ("optimal", "Expected optimal weights")],
+)
+def test_the_page_and_the_announcement_name_a_weighting_that_is_asked_for(tmp_path, weighting, name, monkeypatch):
+    said = []
+    monkeypatch.setattr("egcam_lightning.training.session.rank_zero_info", said.append)
+    callback = make_callback(weighting=weighting, metrics="default")
+    trainer, _ = fit(tmp_path, callback)
+    assert {snapshot.layer.partition(" ")[2] for snapshot in callback.history.snapshots} == {f"({name})"}
+    assert f"({name})" in (Path(trainer.logger.log_dir) / "egcam" / "report.html").read_text()
+    assert any(f"({name})" in line for line in said)
+    assert all(map(math.isfinite, callback.history.snapshots[-1].metrics.values()))

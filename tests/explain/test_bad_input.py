@@ -28,7 +28,7 @@ from tests.support.pictures import images
         ({"interval": "ab"}, r"two numbers \(low, high\), but got 'ab'"),
         ({"space": "pixels"}, r"`space` to be one of \('activation', 'input'\), but got 'pixels'"),
         ({"baseline": "blur"}, r"`baseline` to be one of \('data', 'zeros', 'none'\), but got 'blur'"),
-        ({"weighting": "mean"}, r"`weighting` to be one of \('elementwise', 'channel'\), but got 'mean'"),
+        ({"weighting": "mean"}, r"`weighting` to be one of \('elementwise', 'channel', .*\), but got 'mean'"),
         ({"baseline": "none"}, r"`interval=\(1, 1\)` with `baseline='none'`, but got \(0.0, 1.0\)"),
     ],
 )
@@ -44,7 +44,7 @@ def test_perturbations(arguments: dict[str, Any], message: str) -> None:
         ({"num_samples": -3}, r"`num_samples` to be a positive integer, but got -3"),
         ({"num_samples": 2.5}, r"`num_samples` to be a positive integer, but got 2.5"),
         ({"chunk_size": 0}, r"`chunk_size` to be a positive integer, but got 0"),
-        ({"weighting": "mean"}, r"`weighting` to be one of \('elementwise', 'channel'\), but got 'mean'"),
+        ({"weighting": "mean"}, r"`weighting` to be one of \('elementwise', 'channel', .*\), but got 'mean'"),
         ({"score": "loss"}, r"`score` to be one of \('logit', .*\), but got 'loss'"),
         ({"seed": -1}, r"`seed` to be an integer from 0 to 2\*\*32 - 1, but got -1"),
     ],
