@@ -69,7 +69,7 @@ def audit(
     Of each class the windows that say most for it are pasted into images of other classes. Where many of these are
     then called by the class, more than with windows at random places, that is a :class:`~egcam_lightning.Finding`. It
     takes about ten passes an image; the model is left exactly as it was. What is spread over the whole image, such as a
-    colour cast or a faint watermark, no window carries, and no audit sees.
+    frame, a colour cast or a faint watermark, no window carries, and no audit sees.
 
     Args:
         model: a classifier.

@@ -3,7 +3,8 @@
 Networks learn handwritten digits from images where nothing, or something else than the digit, gives the label away: a
 tag in a corner, a frame, a tag in one of four corners, a colour cast over the whole image. Each is watched by the
 callback, and the ROC AUC says how well each number tells planted runs from clean ones after each epoch. Writes
-``clever_hans.md``, ``.csv`` and ``.png``.
+``clever_hans.md``, ``.csv`` and ``.png``. What the audit finds of cues on photographs is measured by
+``shortcuts_on_photographs.py``.
 """
 
 from __future__ import annotations

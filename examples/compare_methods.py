@@ -26,6 +26,7 @@ import judges
 import torch
 from cams import AUTO, OURS, Explainers, Row
 from comparison import best_layers, choice_table, draw_sheet, summary, tables, verdicts
+from journal import Journal, begin
 from photographs import Net, Photograph, UnusableInputError, load
 from study import Progress, two_threads, write_csv
 
@@ -74,54 +75,6 @@ COUNTS = {
 }
 # What may grow when a study goes on: the photographs before stay the same.
 MAY_GROW = ("compare", "further", "expensive", "sheet", "batch")
-
-
-class Journal:
-    """Records in a file, a line each; one that was cut off when the study was stopped is not there.
-
-    Args:
-        path: of the file; begun where there is none.
-
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.records: list[dict[str, Any]] = []
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            path.write_text(whole, encoding="utf-8")
-        self.records = [json.loads(line) for line in whole.splitlines()]
-
-    def add(self, records: Sequence[dict[str, Any]]) -> None:
-        """Write records at once."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in records))
-        self.records += records
-
-    def of(self, stage: str) -> list[dict[str, Any]]:
-        """The records of a stage."""
-        return [record for record in self.records if record["stage"] == stage]
-
-
-def begin(folder: Path, settings: dict[str, Any]) -> None:
-    """Make a network's folder, or insist that what is there was measured in the same way.
-
-    Raises:
-        UnusableInputError: where it was not.
-
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "settings.json"
-    fixed = {key: value for key, value in settings.items() if key not in MAY_GROW}
-    before = json.loads(path.read_text()) if path.is_file() else fixed
-    for key, value in json.loads(json.dumps(fixed)).items():
-        if before.get(key) != value:
-            raise UnusableInputError(
-                f"{folder} was begun with {key} = {before.get(key)!r}, and now it is {value!r}: the two cannot be "
-                "compared. Write another --out, or what was asked for before."
-            )
-    path.write_text(json.dumps(fixed, indent=1))
 
 
 def in_order(photographs: Sequence[Photograph]) -> list[Photograph]:
@@ -274,7 +227,7 @@ def study(
     explainers = Explainers(net.model, net.images(others), size.samples, size.masks)
     auto = explainers.layer_of(Row(OURS, AUTO))
     settings = {"judges": list(judged_by), "layers": list(net.layers), "photographs": len(photographs), AUTO: auto}
-    begin(folder, {**asdict(size), **settings})
+    begin(folder, {**asdict(size), **settings}, MAY_GROW)
     right, accuracy = right_ones(net, candidates, size.choose + size.compare, folder / "right.json")
     if len(right) < size.choose + 2:
         raise UnusableInputError(

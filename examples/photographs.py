@@ -95,7 +95,7 @@ def load(name: str, folder: Path, labels: Path | None, layers: Sequence[str] | N
     if own:
         model, transform, photographs = _from_nets(name, folder)
     else:
-        photographs = _listed(folder, labels) if labels else _in_class_folders(folder)
+        photographs = _listed(folder, labels) if labels else in_class_folders(folder)
         model, transform = _pretrained(name)
     if len(photographs) < 3:
         raise UnusableInputError(f"{folder} holds {len(photographs)} photographs: hand over some hundred.")
@@ -142,15 +142,25 @@ def even_cuts(model: nn.Module, images: Tensor, count: int = 3) -> tuple[str, ..
     return tuple(dict.fromkeys(cuts[place] for place in places))
 
 
-def _from_nets(name: str, folder: Path) -> tuple[nn.Module, Any, list[Photograph]]:
-    """What ``nets.py`` in a folder loads: its networks, and its photographs of ImageNet or, by name, of CIFAR-10."""
+def from_nets(name: str, folder: Path) -> tuple[Any, nn.Module, Any]:
+    """A folder's ``nets.py``, and its network of a name with the transform.
+
+    Raises:
+        UnusableInputError: for a name that it does not know.
+
+    """
     spec = importlib.util.spec_from_file_location("nets", folder / "nets.py")
     nets: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(nets)
     try:
-        model, transform = nets.load(name)
+        return nets, *nets.load(name)
     except KeyError as error:
         raise UnusableInputError(f"{folder / 'nets.py'}: {error.args[0]}. Write one of these as --nets.") from None
+
+
+def _from_nets(name: str, folder: Path) -> tuple[nn.Module, Any, list[Photograph]]:
+    """What ``nets.py`` in a folder loads: its networks, and its photographs of ImageNet or, by name, of CIFAR-10."""
+    nets, model, transform = from_nets(name, folder)
     if not name.startswith("cifar"):
         return model, transform, [Photograph(p.name, int(k), partial(open_rgb, p)) for p, k in nets.imagenet()]
     test = nets.cifar10()
@@ -202,8 +212,13 @@ def _pictures_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
-def _in_class_folders(folder: Path) -> list[Photograph]:
-    """The photographs of a folder of class folders; classes are numbered by the folders' sorted names."""
+def in_class_folders(folder: Path) -> list[Photograph]:
+    """The photographs of a folder of class folders; classes are numbered by the folders' sorted names.
+
+    Raises:
+        UnusableInputError: where there are none.
+
+    """
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
     found = [
         Photograph(f"{part.name}/{path.name}", index, partial(open_rgb, path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from egcam_lightning.explain.candidates import Candidate
 from egcam_lightning.explain.gradient import gradient_at
 from egcam_lightning.explain.split_model import Forward, SplitModel, first_tensor, host_image_like
-from egcam_lightning.explain.token_layout import Layout
 
 _MIN_SIDE = 4
 # A grid of as many cells a side shows details by itself; one of 7x7, as most networks end with, does not.
@@ -71,13 +71,7 @@ def auto_layers(
         One layer or two, in the order in which they finish.
 
     """
-    host_image = host_image_like(images)
-    evidence = forward if head is None else _input_of(head, forward)
-
-    def serves(candidate: Candidate) -> bool:
-        cut = SplitModel(candidate.module, candidate.name, evidence, candidate.axis)
-        return _serves(cut, candidate.layout, images, host_image)
-
+    serves = partial(_serves, forward if head is None else _input_of(head, forward), images, host_image_like(images))
     wide = [c for c in candidates if min(c.layout.grid) >= _MIN_SIDE]
     # Of equal grids the deepest: sorting keeps the order.
     narrow = sorted((c for c in reversed(candidates) if c not in wide), key=lambda c: -_cells(c))
@@ -108,6 +102,23 @@ def auto_layers(
         return [early] if late is early else [early, late]
     finer = [] if not several or min(candidate.layout.grid) >= _FINE_SIDE else _finer(candidate, candidates)
     return [*filter(None, [next(filter(serves, finer), None)]), candidate]
+
+
+def deepest_of_side(candidates: Sequence[Candidate], forward: Forward, images: Tensor, side: int) -> Candidate | None:
+    """The last layer that serves and has so many cells a side, in a network without a class token.
+
+    Args:
+        candidates: the modules that might serve, in the order in which they finish.
+        forward: from images to the output that is explained.
+        images: ``(n, C, H, W)``, two to four are enough.
+        side: how many cells its grid has a side, at least.
+
+    Returns:
+        The layer, or ``None`` where there is none.
+
+    """
+    wide = [c for c in reversed(candidates) if min(c.layout.grid) >= side and not c.layout.prefix]
+    return next(filter(partial(_serves, forward, images, host_image_like(images)), wide), None)
 
 
 def _finer(last: Candidate, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -141,15 +152,16 @@ def _input_of(head: nn.Module, forward: Forward) -> Forward:
     return run
 
 
-def _serves(cut: SplitModel, layout: Layout, images: Tensor, host_image: Tensor) -> bool:
-    """Whether the layer is a cut, and the output depends on positions that have a place on the image."""
+def _serves(forward: Forward, images: Tensor, host_image: Tensor, candidate: Candidate) -> bool:
+    """Whether a layer is a cut, and the output depends on positions that have a place on the image."""
+    cut = SplitModel(candidate.module, candidate.name, forward, candidate.axis)
     activation, output = cut.capture(images)
     if not cut.holds(activation, output, host_image):
         return False
     with torch.enable_grad():
         leaf, output = cut.from_points(activation, host_image)
         gradient = gradient_at(leaf, output.float().square())
-    return gradient is not None and bool(layout.to_grid(gradient).any())
+    return gradient is not None and bool(candidate.layout.to_grid(gradient).any())
 
 
 def _cells(candidate: Candidate) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,16 @@ from egcam_lightning.explain.chunking import Chunks
 from egcam_lightning.explain.config import ExplainerConfig
 from egcam_lightning.explain.estimator import ExpectedGradCAM
 from egcam_lightning.explain.isolation import isolated, uninitialised
+from egcam_lightning.findings.examples import EXAMPLES, examples_of
 from egcam_lightning.findings.inputs import check_audited, check_classifier, two_columns
-from egcam_lightning.findings.interventions import Deal, Pasting, Pool
-from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, Finding, Patch
+from egcam_lightning.findings.interventions import Deal, Pasting, Pool, effects_by
+from egcam_lightning.findings.likeness import likeness
+from egcam_lightning.findings.parts import with_parts
+from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, Finding, Patch, class_name
 from egcam_lightning.findings.search import fine_layer, strongest_windows
-from egcam_lightning.findings.sentences import captured, headline, removed
-from egcam_lightning.findings.shares import difference_interval, fisher, holm, visible_excess
+from egcam_lightning.findings.sentences import captured, headline, removed, smaller
+from egcam_lightning.findings.shares import holm, visible_excess
+from egcam_lightning.findings.sharing import Alone, Workers
 from egcam_lightning.findings.windows import Windows, random_windows
 from egcam_lightning.seeding import generator_for
 
@@ -30,7 +35,7 @@ LEAST_REMOVAL = 0.3
 _PASTES = 16  # fresh ones, of each window
 _FILLS = 3
 _BASELINES = 32
-_PATCHES = 5
+_SHOWN = 12  # classes whose turned images are kept: those with the largest excess
 
 
 def audit_with(
@@ -43,6 +48,7 @@ def audit_with(
     masks: Tensor | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
+    workers: Workers | None = None,
 ) -> AuditRecord:
     """Audit a model; it is left as it was.
 
@@ -72,6 +78,7 @@ def audit_with(
             small object calls its class rightly. ``None`` where that is not known, and people have to look.
         class_names: a name for each class.
         seed: of places and pastes.
+        workers: processes that do the same with the same images, and share the work; ``None`` for this one alone.
 
     Returns:
         What was found and what was tested.
@@ -80,6 +87,7 @@ def audit_with(
         ValueError: for images, labels or a model that cannot be audited.
 
     """
+    workers = workers or Alone()
     check_audited(images, labels, baselines)
     lazy = uninitialised(model)
     if lazy is not None:
@@ -88,14 +96,10 @@ def audit_with(
     generator = generator_for(seed, 13)
     classify = lambda images: two_columns(explainer.forward(images)).float()  # noqa: E731
     with torch.inference_mode(False), torch.no_grad(), isolated(model, seed=seed):
-        check_classifier(explainer.forward(images[:2]), labels)
-        fine = fine_layer(explainer, images) if config.target_layer == "auto" else None
-        if fine is not None:
-            explainer = ExpectedGradCAM(model, **config.arguments(target_layer=fine))
-        explainer.find(images)
+        explainer = workers.run_or_raise_everywhere(lambda: _prepared(explainer, config, images, labels))
         chunks = Chunks(explainer.chunk_size)
-        own = Pool.of(classify, images, labels, chunks)
-        others = own if baselines is None else Pool.of(classify, baselines, None, chunks)
+        own = Pool.of(classify, images, labels, chunks, workers)
+        others = own if baselines is None else Pool.of(classify, baselines, None, chunks, workers)
         count = torch.bincount(own.label)
         target = count.nonzero().flatten()
         count = count[target]
@@ -107,7 +111,7 @@ def audit_with(
             _why_not(*numbers, labels is not None)
             for numbers in zip(count.tolist(), num_right.tolist(), deal.available.tolist(), strict=True)
         ]
-        names = [_name(class_names, k) for k in target.tolist()]
+        names = [class_name(class_names, k) for k in target.tolist()]
         fits = torch.tensor([not reason for reason in reasons], device=group.device)
         image = (right & fits[group]).nonzero().flatten()
         notes = [] if labels is not None else ["There were no labels: the classes are those that the model predicts."]
@@ -125,56 +129,73 @@ def audit_with(
 
         spread = torch.linspace(0, len(images) - 1, min(_BASELINES, len(images))).round().long().to(images.device)
         shown = images[spread] if baselines is None else baselines
-        explanation = explainer(images[image], shown, own.label[image], image_index=image.tolist())
+
+        def explain(rows: Tensor) -> Tensor:
+            some = image[rows.to(image.device)]
+            return explainer(images[some], shown, own.label[some], image_index=some.tolist()).attribution
+
+        attribution = workers.share(explain, len(image))
         size = (images.shape[2], images.shape[3])
-        maps = interpolate(explanation.attribution[:, None], size=size, mode="bilinear")[:, 0]
+        maps = interpolate(attribution[:, None], size=size, mode="bilinear")[:, 0]
 
         if masks is not None:
             maps = maps.masked_fill(masks[image], -1e3 * float(maps.abs().amax()))
             notes.append("Windows were taken beside the marked objects, as far as there is room.")
 
-        pasting = Pasting(classify, own, others, chunks)
+        pasting = Pasting(classify, own, others, chunks, workers)
         group = group[image]
         windows, of = strongest_windows(pasting, deal, own, others, maps, image, group)
         control = random_windows(windows, size, generator)
 
-        row, other = deal.draw(of, _PASTES, fresh=True)
+        row, onto = deal.draw(of, _PASTES, fresh=True)
         call = target[of[row]]
-        capture, capture_control = (pasting.into_others(w[row], other).argmax(1) == call for w in (windows, control))
+        capture, capture_control = (pasting.into_others(w[row], onto).argmax(1) == call for w in (windows, control))
         fill_row, other = deal.draw(of, _FILLS, fresh=True)
         call = target[of[fill_row]]
         removal, removal_control = (
             pasting.out_of_own(w[fill_row], other).argmax(1) != call for w in (windows, control)
         )
 
-    captures = _effects(of[row], capture, capture_control, len(target))
-    removals = _effects(of[fill_row], removal, removal_control, len(target))
-    pasted = torch.bincount(row, minlength=len(windows))
-    share = torch.bincount(row[capture], minlength=len(windows)) / pasted.clamp(min=1)
-    within, between, mean = _likeness(explanation.attribution, group, len(target))
-    classes = []
-    for i, (k, name, reason) in enumerate(zip(target.tolist(), names, reasons, strict=True)):
-        mine = (of == i).nonzero().flatten()
-        classes.append(
-            ClassRecord(
-                target=k,
-                class_name=name,
-                num_images=int(count[i]),
-                num_right=int(num_right[i]),
-                mean_map=mean[i].cpu() if not reason else torch.zeros(0, 0),
-                likeness=float(within[i]),
-                likeness_to_others=float(between[i]),
-                capture=captures[i],
-                removal=removals[i],
-                patches=_patches(images, windows, share, mine[share[mine].argsort(descending=True, stable=True)]),
-                num_windows=len(mine),
-                num_strong=int((share[mine] > 0.5).sum()),
-                why_not=reason,
+        captures = effects_by(of[row], capture, capture_control, len(target))
+        removals = effects_by(of[fill_row], removal, removal_control, len(target))
+        pasted = torch.bincount(row, minlength=len(windows))
+        share = torch.bincount(row[capture], minlength=len(windows)) / pasted.clamp(min=1)
+        within, between, mean = likeness(attribution, group, len(target))
+        classes = []
+        for i, (k, name, reason) in enumerate(zip(target.tolist(), names, reasons, strict=True)):
+            mine = (of == i).nonzero().flatten()
+            best = mine[share[mine].argsort(descending=True, stable=True)][:EXAMPLES]
+            classes.append(
+                ClassRecord(
+                    target=k,
+                    class_name=name,
+                    num_images=int(count[i]),
+                    num_right=int(num_right[i]),
+                    mean_map=mean[i].cpu() if not reason else torch.zeros(0, 0),
+                    likeness=float(within[i]),
+                    likeness_to_others=float(between[i]),
+                    capture=captures[i],
+                    removal=removals[i],
+                    patches=_patches(images, windows, share, best),
+                    pastes=examples_of(own, others, windows, best.tolist(), (row, onto, capture), class_names),
+                    num_windows=len(mine),
+                    num_strong=int((share[mine] > 0.5).sum()),
+                    why_not=reason,
+                )
             )
-        )
+        classes.sort(key=lambda c: -c.capture.excess if c.capture else math.inf)
+        classes = [c if i < _SHOWN else replace(c, pastes=()) for i, c in enumerate(classes)]
+        passed = _passed(classes)
+        until = pasting.passes + len(images)
+        classes = [
+            with_parts(c, pasting, deal, windows[deal.target[of] == c.target], generator, until)
+            if c.target in passed
+            else c
+            for c in classes
+        ]
+
     notes += _left_out(classes)
-    findings = _findings(classes)
-    classes.sort(key=lambda c: -c.capture.excess if c.capture else math.inf)
+    findings = _findings([c for c in classes if c.target in passed])
     tested = [c for c in classes if c.capture]
     controls = [(c.capture.control, c.capture.pastes) for c in tested if c.capture]
     sees = visible_excess(sum(share for share, _ in controls) / len(controls), min(n for _, n in controls), LEVEL)
@@ -188,12 +209,20 @@ def audit_with(
         sees,
     )
     return AuditRecord(
-        findings, tuple(classes), len(images), explanation.layer, sees, sentence, tuple(notes), pasting.passes
+        findings, tuple(classes), len(images), str(explainer.layer), sees, sentence, tuple(notes), pasting.passes
     )
 
 
-def _name(names: Sequence[str] | None, target: int) -> str:
-    return str(names[target]) if names is not None and 0 <= target < len(names) else str(target)
+def _prepared(
+    explainer: ExpectedGradCAM, config: ExplainerConfig, images: Tensor, labels: Tensor | None
+) -> ExpectedGradCAM:
+    """The explainer, of a classifier, at a layer whose grid is fine where there is one."""
+    check_classifier(explainer.forward(images[:2]), labels)
+    fine = fine_layer(explainer, images) if config.target_layer == "auto" else None
+    if fine is not None:
+        explainer = ExpectedGradCAM(explainer.model, **config.arguments(target_layer=fine))
+    explainer.find(images)
+    return explainer
 
 
 def _why_not(count: int, right: int, available: int, labelled: bool) -> str:
@@ -214,38 +243,9 @@ def _left_out(classes: Sequence[ClassRecord]) -> list[str]:
     return [f"{c.class_name!r} was left out: {c.why_not}." for c in classes if c.why_not]
 
 
-def _effects(group: Tensor, turned: Tensor, control: Tensor, groups: int) -> list[Effect | None]:
-    """What an intervention did, by class; ``None`` for classes without any."""
-    counts = torch.bincount(group, minlength=groups).tolist()
-    hits = torch.bincount(group[turned], minlength=groups).tolist()
-    other = torch.bincount(group[control], minlength=groups).tolist()
-    return [
-        Effect(a / n, b / n, difference_interval(a, n, b, n), fisher(a, n, b, n), n) if n else None
-        for a, b, n in zip(hits, other, counts, strict=True)
-    ]
-
-
-def _likeness(attribution: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """How alike the maps of each class are to each other ``(k,)`` and to others' ``(k,)``; their mean ``(k, h, w)``."""
-    positive = attribution.nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
-    flat = positive.flatten(1)
-    tiny = torch.finfo(torch.float32).tiny
-    mean = torch.zeros(groups, flat.shape[1], device=flat.device)
-    mean.index_add_(0, group, flat / flat.amax(1, keepdim=True).clamp(min=tiny))
-    size = torch.bincount(group, minlength=groups).float()
-    unit = flat - flat.mean(1, keepdim=True)
-    unit = unit / unit.norm(dim=1, keepdim=True).clamp(min=tiny)
-    total = torch.zeros(groups, flat.shape[1], device=flat.device).index_add_(0, group, unit)
-    within = (total.square().sum(1) - size) / (size * (size - 1))
-    rest = len(group) - size
-    between = (total * (total.sum(0) - total)).sum(1) / (size * rest)
-    mean = mean / size.clamp(min=1)[:, None]
-    return within.nan_to_num(posinf=math.nan), between, mean.view(groups, *attribution.shape[1:])
-
-
 def _patches(images: Tensor, windows: Windows, share: Tensor, rows: Tensor) -> tuple[Patch, ...]:
     found = []
-    for row in rows[:_PATCHES].tolist():
+    for row in rows.tolist():
         one = windows[torch.tensor([row], device=rows.device)]
         image, top, left, height, width = (int(part) for part in one.parts)
         pixels = images[image, :, top : top + height, left : left + width].detach().cpu().clone()
@@ -253,14 +253,22 @@ def _patches(images: Tensor, windows: Windows, share: Tensor, rows: Tensor) -> t
     return tuple(found)
 
 
+def _passed(classes: Sequence[ClassRecord]) -> set[int]:
+    """The classes whose capture passed its test and is large enough."""
+    tested = [(c.target, c.capture) for c in classes if c.capture is not None]
+    passed = holm([capture.chance for _, capture in tested], LEVEL)
+    return {
+        target
+        for (target, capture), significant in zip(tested, passed, strict=True)
+        if significant and capture.excess >= LEAST_CAPTURE
+    }
+
+
 def _findings(classes: Sequence[ClassRecord]) -> tuple[Finding, ...]:
-    """What passed its test, the largest excess first."""
-    tested = [c for c in classes if c.capture is not None]
-    passed = holm([c.capture.chance for c in tested if c.capture], LEVEL)
+    """What is found of the classes that passed, the largest excess first."""
     found = []
-    for record, significant in zip(tested, passed, strict=True):
-        if not significant or record.capture is None or record.capture.excess < LEAST_CAPTURE:
-            continue
+    for record in classes:
+        assert record.capture is not None
         kinds = [("capture", record.capture)]
         # Networks call few images by their class without the object's most telling part: of a patch that has been
         # found to do the calling it is worth saying, else it is no sign of a shortcut.
@@ -282,5 +290,16 @@ def _finding(record: ClassRecord, kind: str, effect: Effect) -> Finding:
         interval=effect.interval,
         num_images=record.num_images,
         patches=record.patches,
-        sentence=captured(*shares, record.num_strong) if kind == "capture" else removed(*shares),
+        sentence=_captured(record, shares) if kind == "capture" else removed(*shares),
     )
+
+
+def _captured(record: ClassRecord, shares: tuple[str, float, float, int, int]) -> str:
+    """What the finding of a capture says, with how small a part does it where that was tried."""
+    said = captured(*shares, record.num_strong)
+    if not record.parts:
+        return said
+    smallest = record.smallest_part
+    part = smallest or record.parts[0]
+    size, capture = (part.height, part.width), part.capture
+    return f"{said} {smaller(size, capture.effect, capture.control, does_it=smallest is not None)}"

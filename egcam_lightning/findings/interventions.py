@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from egcam_lightning.explain.chunking import Chunks, images_at_once
+from egcam_lightning.findings.records import Effect
+from egcam_lightning.findings.shares import difference_interval, fisher
+from egcam_lightning.findings.sharing import Workers
 from egcam_lightning.findings.windows import Windows, pasted
 
 Classify = Callable[[Tensor], Tensor]
@@ -36,9 +39,14 @@ class Pool:
         return self.logits.argmax(1)
 
     @classmethod
-    def of(cls, classify: Classify, images: Tensor, label: Tensor | None, chunks: Chunks) -> Pool:
+    def of(cls, classify: Classify, images: Tensor, label: Tensor | None, chunks: Chunks, workers: Workers) -> Pool:
         """Ask the model."""
-        logits = in_chunks(lambda rows: classify(images[rows]), len(images), images, chunks)
+
+        def ask(rows: Tensor) -> Tensor:
+            rows = rows.to(images.device)
+            return in_chunks(lambda part: classify(images[rows[part]]), len(rows), images, chunks)
+
+        logits = workers.share(ask, len(images))
         return cls(images, logits, logits.argmax(1) if label is None else label)
 
 
@@ -57,18 +65,25 @@ class Pasting:
         own: the images that are audited.
         others: those that windows are pasted into.
         chunks: what goes through the model at once.
+        workers: those who share it.
 
     Attributes:
-        passes: images that went through the model so far.
+        passes: images that went through the model so far, in all processes.
 
     """
 
-    def __init__(self, classify: Classify, own: Pool, others: Pool, chunks: Chunks) -> None:
+    def __init__(self, classify: Classify, own: Pool, others: Pool, chunks: Chunks, workers: Workers) -> None:
         self._classify = classify
         self._own = own
         self._others = others
         self._chunks = chunks
+        self._workers = workers
         self.passes = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self._own.images.shape[2], self._own.images.shape[3]
 
     def into_others(self, windows: Windows, other: Tensor) -> Tensor:
         """Logits ``(n, classes)`` of the others, each with a window of one's own in it."""
@@ -81,11 +96,16 @@ class Pasting:
     def _run(self, source: Tensor, source_row: Tensor, onto: Tensor, onto_row: Tensor, windows: Windows) -> Tensor:
         self.passes += len(windows)
 
-        def one(rows: slice) -> Tensor:
-            part = windows[rows]
-            return self._classify(pasted(source[source_row[rows]], onto[onto_row[rows]], part))
+        def paste(mine: Tensor) -> Tensor:
+            mine = mine.to(windows.image.device)
 
-        return in_chunks(one, len(windows), onto, self._chunks)
+            def one(part: slice) -> Tensor:
+                rows = mine[part]
+                return self._classify(pasted(source[source_row[rows]], onto[onto_row[rows]], windows[rows]))
+
+            return in_chunks(one, len(mine), onto, self._chunks)
+
+        return self._workers.share(paste, len(windows))
 
 
 def log_odds(logits: Tensor, target: Tensor) -> Tensor:
@@ -100,6 +120,28 @@ def log_odds(logits: Tensor, target: Tensor) -> Tensor:
     return logits.gather(1, target[:, None])[:, 0] - rest
 
 
+def effects_by(group: Tensor, turned: Tensor, control: Tensor, groups: int) -> list[Effect | None]:
+    """What an intervention did, by group.
+
+    Args:
+        group: ``(m,)`` int64, which group each paste is of.
+        turned: ``(m,)`` bool, whether it turned its image.
+        control: ``(m,)`` bool, whether a window at a random place did.
+        groups: how many groups there are.
+
+    Returns:
+        One a group; ``None`` for those without any.
+
+    """
+    counts = torch.bincount(group, minlength=groups).tolist()
+    hits = torch.bincount(group[turned], minlength=groups).tolist()
+    other = torch.bincount(group[control], minlength=groups).tolist()
+    return [
+        Effect(a / n, b / n, difference_interval(a, n, b, n), fisher(a, n, b, n), n) if n else None
+        for a, b, n in zip(hits, other, counts, strict=True)
+    ]
+
+
 class Deal:
     """Deals images of other classes, in two halves: some to choose windows by, others to measure them on.
 
@@ -112,11 +154,13 @@ class Deal:
         generator: shuffles them, on the CPU.
 
     Attributes:
+        target: ``(k,)``, the classes.
         available: ``(k,)``, how many images there are for each class, in both halves.
 
     """
 
     def __init__(self, target: Tensor, others: Pool, generator: torch.Generator) -> None:
+        self.target = target
         fits = (others.label != target[:, None]) & (others.prediction != target[:, None])
         self.available = fits.sum(1)
         self._generator = generator

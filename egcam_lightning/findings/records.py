@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -95,6 +95,46 @@ class Effect:
         return self.effect - self.control
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a smaller part of a class's strongest windows does.
+
+    Attributes:
+        height: in pixels, of the part of the first window; those of others may lie or stand.
+        width: likewise.
+        capture: what such parts do to fresh images of other classes, beside windows of their size at random places.
+
+    """
+
+    height: int
+    width: int
+    capture: Effect
+
+    def does_it(self, whole: Effect) -> bool:
+        """Whether it does half as much as the whole, at least, and more than chance would have it."""
+        return self.capture.excess >= whole.excess / 2 and self.capture.interval[0] > 0
+
+
+@dataclass(frozen=True, eq=False)
+class Paste:
+    """An image of another class that a patch turned, as an example.
+
+    Attributes:
+        patch: which of the class's patches.
+        image: the row of the image among those that were pasted into.
+        called: the name of the class that the model calls it by before.
+        before: ``(C, h, w)``, the image, of 32 pixels a side at most, as the model takes images.
+        after: the same with the patch in it.
+
+    """
+
+    patch: int
+    image: int
+    called: str
+    before: Tensor
+    after: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class ClassRecord:
     """What an audit knows of a class.
@@ -110,6 +150,8 @@ class ClassRecord:
         capture: what their strongest windows do to images of other classes; ``None`` where that was not tested.
         removal: what filling them does to their own images; ``None`` likewise.
         patches: the strongest windows.
+        pastes: some of the images that these turned.
+        parts: what smaller parts of the strongest windows do, the largest first; of classes with a finding.
         num_windows: how many windows were tested.
         num_strong: those of them that turned more than half of what they were pasted into.
         why_not: why nothing was tested; empty where it was.
@@ -126,6 +168,8 @@ class ClassRecord:
     capture: Effect | None = None
     removal: Effect | None = None
     patches: tuple[Patch, ...] = ()
+    pastes: tuple[Paste, ...] = ()
+    parts: tuple[Part, ...] = ()
     num_windows: int = 0
     num_strong: int = 0
     why_not: str = ""
@@ -139,6 +183,12 @@ class ClassRecord:
     def excess(self) -> float:
         """That of the capture; NaN where nothing was tested."""
         return self.capture.excess if self.capture is not None else float("nan")
+
+    @property
+    def smallest_part(self) -> Part | None:
+        """The smallest part that still does it; ``None`` where none does, or none was tried."""
+        whole = self.capture
+        return None if whole is None else next((p for p in reversed(self.parts) if p.does_it(whole)), None)
 
 
 @dataclass(frozen=True)
@@ -221,6 +271,7 @@ class AuditRecord:
                 "finding": record.target in found,
                 **_effect_row("capture", record.capture),
                 **_effect_row("removal", record.removal),
+                **_part_row(record.smallest_part),
                 "likeness": record.likeness,
                 "likeness_to_others": record.likeness_to_others,
                 "why_not": record.why_not,
@@ -247,6 +298,8 @@ class AuditRecord:
                     "capture": _effect(c["capture"]),
                     "removal": _effect(c["removal"]),
                     "patches": _patches(c["patches"]),
+                    "pastes": tuple(Paste(**one) for one in c.get("pastes", ())),
+                    "parts": tuple(Part(**{**one, "capture": _effect(one["capture"])}) for one in c.get("parts", ())),
                 }
             )
             for c in state["classes"]
@@ -263,6 +316,11 @@ class AuditRecord:
     def __bool__(self) -> bool:
         """An audit without findings is still one; ask ``findings``."""
         return True
+
+
+def class_name(names: Sequence[str] | None, target: int) -> str:
+    """A class's name, its number where none is known."""
+    return str(names[target]) if names is not None and 0 <= target < len(names) else str(target)
 
 
 def _plain(value: Any) -> Any:
@@ -289,4 +347,12 @@ def _effect_row(kind: str, effect: Effect | None) -> dict[str, float | None]:
         f"{kind}_low": low,
         f"{kind}_high": high,
         f"{kind}_chance": None if effect is None else effect.chance,
+    }
+
+
+def _part_row(part: Part | None) -> dict[str, float | None]:
+    return {
+        "part_height": None if part is None else part.height,
+        "part_width": None if part is None else part.width,
+        "part_capture": None if part is None else part.capture.effect,
     }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from egcam_lightning.explain.auto_layers import deepest_of_side
 from egcam_lightning.explain.candidates import observe
 from egcam_lightning.explain.estimator import ExpectedGradCAM
 from egcam_lightning.explain.layer_search import telling_sample
-from egcam_lightning.explain.split_model import SplitModel, host_image_like
 from egcam_lightning.findings.interventions import Deal, Pasting, Pool, log_odds
 from egcam_lightning.findings.windows import Windows, strongest
 
@@ -40,14 +40,8 @@ def fine_layer(explainer: ExpectedGradCAM, images: Tensor) -> nn.Module | None:
     """
     sample, _ = telling_sample(images)
     candidates, _, _ = observe(explainer.model, explainer.forward, sample)
-    host_image = host_image_like(sample)
-    for candidate in reversed(candidates):
-        if min(candidate.layout.grid) < _FINE_SIDE or candidate.layout.prefix:
-            continue
-        cut = SplitModel(candidate.module, candidate.name, explainer.forward, candidate.axis)
-        if cut.holds(*cut.capture(sample), host_image):
-            return candidate.module
-    return None
+    found = deepest_of_side(candidates, explainer.forward, sample, _FINE_SIDE)
+    return None if found is None else found.module
 
 
 def strongest_windows(

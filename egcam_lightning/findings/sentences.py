@@ -28,6 +28,21 @@ def captured(name: str, effect: float, control: float, windows: int, count: int,
     )
 
 
+def smaller(size: tuple[int, int], effect: float, control: float, *, does_it: bool) -> str:
+    """What a finding says of a part of its patches.
+
+    Example:
+        >>> smaller((6, 6), 0.41, 0.03, does_it=True)
+        'A part of 6x6 pixels still turns 41 %; at random places, 3 %.'
+
+    """
+    what = f"of {size[0]}x{size[1]} pixels"
+    at_random = f"at random places, {percent(control)}."
+    if does_it:
+        return f"A part {what} still turns {percent(effect)}; {at_random}"
+    return f"It takes more than a part {what}, which turns {percent(effect)}; {at_random}"
+
+
 def removed(name: str, effect: float, control: float, windows: int, count: int) -> str:
     """What a finding of a removal says."""
     return (
@@ -78,5 +93,6 @@ def headline(
         return f"No finding, and no all-clear: {where}, and some windows do more than chance. {most}"
     return (
         f"No window of 3/32 of an image was found that turns {percent(EXPECTED_EXCESS)} of other images into its "
-        f"class: {where}. {most}"
+        f"class: {where}. {most} What is spread over the whole image (a frame, a colour cast, a watermark) no window "
+        "carries: that was not tested."
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from egcam_lightning.history.files import replace_file
 from egcam_lightning.history.history import History
+from egcam_lightning.pictures.patches import as_shown
 from egcam_lightning.report.audit import class_rows
 from egcam_lightning.report.payload import build_payload
 from egcam_lightning.report.summary import summarise
@@ -82,7 +83,7 @@ def _render(histories: list[History], names: list[str]) -> str:
             histories=histories,
             summaries=[summarise(history) for history in histories],
             audits=[
-                {"name": name, "record": audit, "tested": audit.tested, "rows": class_rows(audit)}
+                {"name": name, "record": audit, "tested": audit.tested, "rows": class_rows(as_shown(audit))}
                 for name, audit in zip(names, (history.audit for history in histories), strict=True)
                 if audit is not None and audit.classes
             ],

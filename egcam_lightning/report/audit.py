@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, Patch
+from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, Paste
 from egcam_lightning.findings.sentences import percent
-from egcam_lightning.pictures.pixels import to_display
+from egcam_lightning.pictures.patches import as_shown
 from egcam_lightning.report.payload import encode_image
 from egcam_lightning.report.templates import ASSETS, content_hash, templates
 
+_SAID = 3
 _ENLARGED = 96  # pixels that the longer side of a patch takes at least
 
 
@@ -45,27 +47,44 @@ def render_audit(record: AuditRecord, mean: Sequence[float] | None = None, std: 
             record=record,
             tested=record.tested,
             state="alarm" if record.findings else "clear" if record.clear else "open",
-            rows=class_rows(record, mean, std),
+            said=said_first(record),
+            rows=class_rows(as_shown(record, mean, std)),
         )
     )
 
 
-def class_rows(
-    record: AuditRecord, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-) -> list[dict[str, Any]]:
-    """What ``classes.html.jinja`` shows of an audit, a row a class."""
-    found = {finding.target for finding in record.findings}
+def said_first(record: AuditRecord) -> list[str]:
+    """The first sentences of an audit's findings, for the head of a page: of many, how many more there are."""
+    said = [finding.sentence for finding in record.findings]
+    more = len(said) - _SAID
+    return [*said[:_SAID], f"And {more} more below."] if more > 0 else said
+
+
+def class_rows(record: AuditRecord) -> list[dict[str, Any]]:
+    """What ``classes.html.jinja`` shows of an audit, a row a class; its pixels are as people see them."""
+    said = {one.target: [f.sentence for f in record.findings if f.target == one.target] for one in record.classes}
     return [
         {
             "record": one,
-            "found": one.target in found,
+            "said": said[one.target],
             "capture": _bars(one.capture),
             "removal": _bars(one.removal),
             "map": _mean_map(one),
-            "patches": [{"src": _picture(patch, mean, std), "share": percent(patch.share)} for patch in one.patches],
+            "patches": [
+                {
+                    "src": _picture(patch.pixels),
+                    "share": percent(patch.share),
+                    "pastes": [_before_and_after(paste) for paste in one.pastes if paste.patch == place],
+                }
+                for place, patch in enumerate(one.patches)
+            ],
         }
         for one in record.classes
     ]
+
+
+def _before_and_after(paste: Paste) -> dict[str, str]:
+    return {"before": _picture(paste.before), "after": _picture(paste.after), "called": paste.called}
 
 
 def _bars(effect: Effect | None) -> dict[str, Any] | None:
@@ -87,7 +106,7 @@ def _mean_map(record: ClassRecord) -> str | None:
     return encode_image(grey.contiguous())
 
 
-def _picture(patch: Patch, mean: Sequence[float] | None, std: Sequence[float] | None) -> str:
-    image = to_display(patch.pixels[None], mean, std)[0][0]
-    times = max(1, -(-_ENLARGED // max(patch.size)))
-    return encode_image(image.repeat_interleave(times, 0).repeat_interleave(times, 1))
+def _picture(pixels: Tensor) -> str:
+    """Enlarge ``(3, h, w)`` uint8 by whole pixels, where it is small."""
+    times = max(1, -(-_ENLARGED // max(pixels.shape[1:])))
+    return encode_image(pixels.movedim(0, -1).repeat_interleave(times, 0).repeat_interleave(times, 1))

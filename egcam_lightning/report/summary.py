@@ -10,6 +10,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from egcam_lightning.history.history import History
 from egcam_lightning.history.records import Snapshot
+from egcam_lightning.report.audit import said_first
 
 # Measured with a tag planted in a corner: 0.98 to 0.995 from the first epoch on; in clean training 0.38 to 0.70.
 SUSPICIOUS_CONSENSUS = 0.9
@@ -71,7 +72,7 @@ def summarise(history: History) -> Summary:
     audit = history.audit
     sentences: tuple[str, ...] = (reading, _NOT_AUDITED if audit is None else audit.sentence)
     if audit is not None and audit.findings:
-        alarm, sentences = True, (*(finding.sentence for finding in audit.findings), lead, reading)
+        alarm, sentences = True, (*said_first(audit), lead, reading)
         lead = audit.sentence
     sentences = (*sentences, *_faithfulness(last), _on_object(history), _changes(last), _predictions(history))
     when = "Before training" if last.when == "start" else f"Epoch {last.epoch}, step {last.step}"

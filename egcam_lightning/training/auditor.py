@@ -10,9 +10,10 @@ import torch
 
 from egcam_lightning.data.audit_sample import audit_sample
 from egcam_lightning.data.loaders import SampleReader
+from egcam_lightning.data.probe import Probe
 from egcam_lightning.findings.audit import audit_with
-from egcam_lightning.findings.records import AuditRecord, Patch
-from egcam_lightning.pictures.pixels import to_display
+from egcam_lightning.findings.records import AuditRecord
+from egcam_lightning.pictures.patches import as_shown
 from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.lightning_compat import (
     to_model,
@@ -56,52 +57,53 @@ def _seconds_an_image(snapshot_seconds: float, num_images: int) -> float:
 
 
 def audit_everywhere(fit: Fit, snapshot_seconds: float, left: float | None) -> AuditRecord | None:
-    """Audit in the first process, for which the others wait; keep what was found, the same in every process."""
+    """Audit in all processes, each of which does its share; keep what was found, the same in every process."""
     if not fit.config.audit_images or getattr(fit.trainer, "fast_dev_run", False):
         return None
-
-    def work() -> AuditRecord | None:
-        return audit_fit(fit, snapshot_seconds, left) if fit.process_group.rank == 0 else None
-
-    found = fit.failsafe.guard("the audit", lambda: fit.process_group.run_or_raise_everywhere(work))
-    record: AuditRecord | None = fit.process_group.broadcast(found)
+    group = fit.process_group
+    count = group.broadcast(audit_size(fit.config.audit_images, snapshot_seconds, _explained(fit), left))
+    found = fit.failsafe.guard(
+        "the audit", lambda: group.run_or_raise_everywhere(lambda: audit_fit(fit, snapshot_seconds, count))
+    )
+    record: AuditRecord | None = group.broadcast(found)
     if record is not None:
         fit.run_state.history = replace(fit.run_state.history, audit=record)
     return record
 
 
-def audit_fit(fit: Fit, snapshot_seconds: float, left: float | None) -> AuditRecord:
-    """Audit the module of a fit on a sample of its validation data, in the first process.
+def audit_fit(fit: Fit, snapshot_seconds: float, count: int) -> AuditRecord:
+    """Audit the module of a fit on a sample of its validation data, which the first process reads.
 
     Args:
         fit: the fit.
         snapshot_seconds: what the last snapshot took.
-        left: seconds of the budget; ``None`` for any.
+        count: how many images at most, the same in every process.
 
     Returns:
         What was found and what was tested; where nothing could be, why.
 
     """
-    trainer, module, config = fit.trainer, fit.module, fit.config
-    probe = fit.run_state.history.probe
-    count = audit_size(config.audit_images, snapshot_seconds, len(probe.images), left)
-    expected = count * _seconds_an_image(snapshot_seconds, len(probe.images))
-    fit.announce_wait(f"Auditing {count} images: pasting patches into others", expected)
+    trainer, module, config, group = fit.trainer, fit.module, fit.config, fit.process_group
+    expected = count * _seconds_an_image(snapshot_seconds, _explained(fit))
+    fit.announce_wait(f"Auditing {count} images: pasting patches into others", expected / group.world)
     explainer = replace(config.explainer, forward_fn=fit.forward, num_samples=_SAMPLES)
+    with validation_data(trainer, module):
+        read = group.run_or_raise_everywhere(lambda: _read(fit, count) if group.rank == 0 else None)
+    sample: Probe | str = group.broadcast(read)
+    if isinstance(sample, str):
+        return not_tested(sample)
     try:
-        with validation_data(trainer, module), fit.isolated():
-            transfer = partial(to_model, trainer, module, validating=True)
-            reader = SampleReader(trainer, module)
-            sample = audit_sample(reader, validation_source(trainer), count, config.keys, transfer)
-            (images,) = sample.inputs(torch.arange(len(sample)), module.device)
+        with fit.isolated():
+            (images,) = group.run_or_raise_everywhere(lambda: sample.inputs(torch.arange(len(sample)), module.device))
             record = audit_with(
                 module,
                 explainer,
                 images,
                 None if sample.labels is None else sample.labels.to(module.device),
                 masks=None if sample.masks is None else sample.masks.to(module.device),
-                class_names=probe.class_names,
+                class_names=fit.run_state.history.probe.class_names,
                 seed=config.seed,
+                workers=group,
             )
     except ValueError as error:  # data and models that cannot be audited; the message says why
         return not_tested(str(error))
@@ -109,7 +111,23 @@ def audit_fit(fit: Fit, snapshot_seconds: float, left: float | None) -> AuditRec
     if count < config.audit_images and len(images) == count:
         note = f"{count} of {config.audit_images} images were looked at, to stay within `max_overhead`."
         record = replace(record, notes=(*record.notes, note))
-    return _shown(record, display)
+    return as_shown(record, *(display or ()))
+
+
+def _explained(fit: Fit) -> int:
+    return len(fit.run_state.history.probe.images)
+
+
+def _read(fit: Fit, count: int) -> Probe | str:
+    """The images of an audit; a sentence why not where there are none to choose from."""
+    trainer, module = fit.trainer, fit.module
+    try:
+        with fit.isolated():
+            transfer = partial(to_model, trainer, module, validating=True)
+            reader = SampleReader(trainer, module)
+            return audit_sample(reader, validation_source(trainer), count, fit.config.keys, transfer)
+    except ValueError as error:
+        return str(error)
 
 
 def not_tested(reason: str) -> AuditRecord:
@@ -122,20 +140,6 @@ def not_tested(reason: str) -> AuditRecord:
     """
     reason = reason.removeprefix("No audit: ").rstrip(".")
     return AuditRecord((), (), 0, "", math.inf, f"Not tested for shortcuts: {reason}.")
-
-
-def _shown(record: AuditRecord, display: tuple[tuple[float, ...], tuple[float, ...]] | None) -> AuditRecord:
-    """The same with patches as people see them: small, and in the colours of the data set where these are known."""
-
-    def shown(patches: tuple[Patch, ...]) -> tuple[Patch, ...]:
-        pixels = [to_display(patch.pixels[None], *(display or ()))[0][0].movedim(-1, 0) for patch in patches]
-        return tuple(replace(patch, pixels=each) for patch, each in zip(patches, pixels, strict=True))
-
-    return replace(
-        record,
-        findings=tuple(replace(finding, patches=shown(finding.patches)) for finding in record.findings),
-        classes=tuple(replace(one, patches=shown(one.patches)) for one in record.classes),
-    )
 
 
 def scalars_of(record: AuditRecord | None) -> dict[str, float]:

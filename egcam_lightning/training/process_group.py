@@ -63,6 +63,22 @@ class ProcessGroup:
         rows, own = self.shard(count)
         return self.assemble(share[:own], rows[:own], count)
 
+    def share(self, work: Callable[[Tensor], Tensor], count: int) -> Tensor:
+        """Do work on rows, some in each process; where it fails in one, it fails in all.
+
+        Args:
+            work: from ``(n,)`` int64 rows to what belongs to them, ``(n, ...)``, of one shape and type everywhere; it
+                waits for no other process.
+            count: how many rows there are, one at least.
+
+        Returns:
+            ``(count, ...)``, where the parts were.
+
+        """
+        rows, _ = self.shard(count)
+        part = self.run_or_raise_everywhere(lambda: work(rows))
+        return self.gather(part, count).to(part.device)
+
     def all_gather(self, value: Tensor) -> Tensor:
         """``(world, ...)`` on the CPU: a value of one shape from every process."""
         if self.world == 1:

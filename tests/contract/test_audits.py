@@ -14,9 +14,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from egcam_lightning import ExpectedGradCAMCallback, Finding, History
+from egcam_lightning.findings.records import AuditRecord
 from egcam_lightning.report.summary import summarise
 from egcam_lightning.training.auditor import audit_size
 from tests.findings.scenes import ByHand, images_of
+from tests.support.fits import fit, make_callback
+from tests.support.parallel import fit_in_two
 
 NAMES = ("horse", "deer", "frog", "cat")
 
@@ -177,3 +180,62 @@ def test_validation_data_that_cannot_be_chosen_from_are_told_of(tmp_path, kind):
     trainer.fit(Fixed(1.0), DataLoader(data, 16), loaders[kind])
     assert callback.history.audit.sentence.startswith("Not tested for shortcuts: the validation data have no index")
     assert summarise(callback.history).state == "open"
+
+
+SEEN: list[int] = []  # not the module's own, which an audit leaves as it was
+
+
+class Counting(Fixed):
+    """Counts the images that it sees."""
+
+    def forward(self, x):
+        SEEN.append(len(x))
+        return super().forward(x)
+
+    def on_fit_start(self):
+        super().on_fit_start()
+        SEEN.clear()
+
+    def on_fit_end(self):
+        torch.save(sum(SEEN), f"{self.trainer.default_root_dir}/seen_{self.trainer.global_rank}.pt")
+
+
+@pytest.mark.timeout(90)
+def test_two_processes_share_an_audit_and_find_what_one_does(tmp_path):
+    images, labels = images_of(13, tagged=0.5)
+    data = TensorDataset(images, labels)
+    seen, audits = [], []
+    for folder, work in ((tmp_path / "one", fit), (tmp_path / "two", fit_in_two)):
+        callback = make_callback(num_samples=4, num_images=3, class_names=NAMES)
+        loaders = {"train": DataLoader(data, 13), "val": DataLoader(data, 13)}
+        folder.mkdir()
+        ranks = work(folder, callback, net=Counting(400.0), max_epochs=1, **loaders)
+        audits += [callback.history.audit.to_state()] if work is fit else [rank.audit for rank in ranks]
+        seen.append([torch.load(path) for path in sorted(folder.glob("seen_*.pt"))])
+    one, *two = map(AuditRecord.from_state, audits)
+    for each in two:
+        assert each.findings[0].class_name == "horse"
+        assert each.rows() == one.rows()
+        assert [f.sentence for f in each] == [f.sentence for f in one]
+        assert each.passes == one.passes
+        for a, b in zip(each.classes, one.classes, strict=True):
+            assert torch.allclose(a.mean_map, b.mean_map, atol=1e-5)
+            assert all(torch.equal(p.pixels, q.pixels) for p, q in zip(a.patches, b.patches, strict=True))
+    assert max(seen[1]) < 0.7 * seen[0][0]
+
+
+@pytest.mark.timeout(90)
+def test_an_audit_that_fails_in_one_process_stops_neither(tmp_path):
+    class Breaks(Fixed):
+        def forward(self, x):
+            if self.trainer.global_rank == 1 and len(x) > 20:  # more than any other batch here
+                raise RuntimeError("out of luck")
+            return super().forward(x)
+
+    data = TensorDataset(*images_of(25))
+    callback = make_callback(num_samples=2, num_images=3, strict=False)
+    loaders = {"train": DataLoader(data, 10), "val": DataLoader(data, 10)}
+    ranks = fit_in_two(tmp_path, callback, net=Breaks(1.0), max_epochs=1, **loaders)
+    assert [rank.epoch for rank in ranks] == [1, 1]
+    assert [rank.audit for rank in ranks] == [None, None]
+    assert any("the audit failed" in message and "out of luck" in message for message in ranks[0].messages)

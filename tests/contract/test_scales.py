@@ -236,6 +236,18 @@ def test_what_fails_in_one_process_fails_in_all_with_its_cause(like):
         assert str(other) == "it failed in process 1. KeyError: 'lost'"
 
 
+@LIKE
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_shared_work_comes_together_in_every_process(like, count):
+    def work(strategy):
+        done = []
+        whole = ProcessGroup(strategy).share(lambda rows: done.extend(rows.tolist()) or 10 * rows, count)
+        return whole.tolist(), len(done)
+
+    expected = [10 * row for row in range(count)]
+    assert in_threads(3, work, like) == [(expected, -(-count // 3))] * 3
+
+
 # ---- uneven processes
 
 

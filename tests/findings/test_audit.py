@@ -11,7 +11,7 @@ import torch
 
 from egcam_lightning import Finding, audit
 from egcam_lightning.findings.records import AuditRecord
-from tests.findings.scenes import CLASSES, ByHand, images_of
+from tests.findings.scenes import CLASSES, ByHand, images_of, tag
 
 NAMES = ("horse", "deer", "frog", "cat")
 
@@ -62,6 +62,7 @@ def test_a_network_without_a_shortcut_has_no_finding(clean):
 def test_an_all_clear_takes_enough_images(clean):
     assert clean.tested.sees <= 0.2
     assert clean.clear
+    assert "a frame, a colour cast, a watermark" in clean.sentence  # an all-clear says what it is not of
     few = audit(ByHand(on_tag=0.0), *images_of(4))
     assert few.findings == ()
     assert few.tested.pastes < clean.tested.pastes
@@ -104,6 +105,10 @@ def test_findings_and_classes_come_back_from_a_checkpoint(planted, tmp_path):
     for one, other in zip(restored.findings, planted.findings, strict=True):
         assert (one.target, one.interval, one.sentence) == (other.target, other.interval, other.sentence)
         assert torch.equal(one.patches[0].pixels, other.patches[0].pixels)
+    for one, other in zip(restored.classes, planted.classes, strict=True):
+        assert one.parts == other.parts
+        assert [(p.patch, p.called) for p in one.pastes] == [(p.patch, p.called) for p in other.pastes]
+        assert all(torch.equal(a.after, b.after) for a, b in zip(one.pastes, other.pastes, strict=True))
 
 
 def test_rows_make_a_table(planted):
@@ -144,3 +149,46 @@ def test_windows_are_taken_beside_the_objects_where_masks_say_where_they_are():
     result = audit(ByHand(on_tag=160.0), images, labels, masks=masks, class_names=NAMES)
     assert result.findings == ()
     assert any("beside the marked objects" in note for note in result.notes)
+
+
+def test_how_small_a_part_does_it_is_said_of_classes_with_a_finding():
+    images, labels = images_of(25, tagged=1.0)
+    result = audit(ByHand(on_tag=160.0), images, labels, class_names=NAMES)
+    horse = result.classes[0]
+    part = horse.smallest_part
+    assert {part.height, part.width} == {4, 6}  # half of 8x12, and it still holds the tag of 4x4
+    assert part.capture.effect > 0.9 > 0.3 > part.capture.control
+    assert all(not one.parts for one in result.classes[1:])
+    assert f"A part of {part.height}x{part.width} pixels still turns" in result.findings[0].sentence
+    assert result.rows()[0]["part_height"] == part.height
+    assert result.rows()[1]["part_height"] is None
+
+
+def test_where_a_part_does_less_the_finding_says_that_it_takes_more():
+    images, labels = images_of(25)
+    images[labels == 0, :, 24:30, 2:10] = tag().repeat(1, 2, 2)[:, :6]  # 6x8, of which a part holds less than all
+    model = ByHand(on_tag=160.0)
+    model.features = torch.nn.Conv2d(3, 5, (6, 8))
+    with torch.no_grad():
+        model.features.weight.zero_()
+        model.features.bias.zero_()
+        for k in range(3):
+            model.features.weight[k, k] = 60.0 / 48
+        model.features.bias[3] = 15.0
+        model.features.weight[4] = tag().repeat(1, 2, 2)[:, :6] / 144
+        model.features.bias[4] = -0.8
+    result = audit(model, images, labels, class_names=NAMES)
+    assert result.findings[0].class_name == "horse"
+    assert result.classes[0].smallest_part is None
+    assert "It takes more than a part of" in result.findings[0].sentence
+
+
+def test_pastes_that_turned_are_kept_as_examples(planted):
+    horse = planted.classes[0]
+    assert len(horse.pastes) == 4
+    assert {paste.patch for paste in horse.pastes} == set(range(len(horse.patches)))
+    for paste in horse.pastes:
+        patch = horse.patches[paste.patch]
+        rows, columns = slice(patch.top, patch.top + patch.size[0]), slice(patch.left, patch.left + patch.size[1])
+        assert paste.called in NAMES[1:]
+        assert torch.equal(paste.after[:, rows, columns], patch.pixels)

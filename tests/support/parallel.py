@@ -40,6 +40,7 @@ class Report(Callback):
             "epoch": trainer.current_epoch,
             "messages": self.messages,
             "run_dir": str(self.watched.run_dir),
+            "audit": None if self.watched.history.audit is None else self.watched.history.audit.to_state(),
         }
         torch.save(content, self.folder / f"rank_{trainer.global_rank}.pt")
 
