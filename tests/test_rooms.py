@@ -27,6 +27,8 @@ ROOMS = (
     "config",
     "training",
     "callback",
+    "commands",
+    "__main__",
 )
 WITHOUT_LIGHTNING = ("explain", "metrics", "findings", "history", "pictures", "auditing")
 
