@@ -15,6 +15,7 @@ from egcam_lightning.findings.records import Finding
 from egcam_lightning.history.history import History
 from egcam_lightning.history.records import ProbeImages, Snapshot
 from egcam_lightning.metrics.rank_layers import RankedLayer, rank_layers
+from egcam_lightning.replaying.replay import replay
 
 __version__ = "0.1.0"
 
@@ -34,4 +35,5 @@ __all__ = [
     "audit",
     "expected_gradcam",
     "rank_layers",
+    "replay",
 ]

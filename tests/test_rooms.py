@@ -27,6 +27,7 @@ ROOMS = (
     "config",
     "training",
     "callback",
+    "replaying",
     "commands",
     "__main__",
 )
