@@ -34,12 +34,17 @@ class Source:
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """Say how a module and its data are named."""
+    """Say how a module and its data are named, and how they are looked at."""
     parser.add_argument(
         "--model", metavar="MODULE:NAME", help="the LightningModule: its class, or a function that makes one"
     )
     parser.add_argument("--data", metavar="MODULE:NAME", help="the LightningDataModule, likewise")
     parser.add_argument("--config", type=Path, metavar="FILE", help="instead, the config.yaml that LightningCLI saved")
+    add_settings(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Say how a module is looked at."""
     parser.add_argument(
         "--set",
         metavar="NAME=VALUE",

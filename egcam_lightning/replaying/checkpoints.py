@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from egcam_lightning.explain.isolation import uninitialised
 
 State = Mapping[str, Tensor]
 Paths = str | PathLike[str] | Iterable[str | PathLike[str]]
@@ -50,6 +54,51 @@ class CheckpointFile:
         """What tells the file from others, and from what it was before it was written again."""
         status = self.path.stat()
         return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
+
+    def load_into(self, module: LightningModule, *, trust: bool = False) -> None:
+        """Give a module these weights.
+
+        Raises:
+            ValueError: where they are another model's; names the keys that differ.
+
+        """
+        content = read_checkpoint(self.path, trust=trust)
+        module.on_load_checkpoint(content)
+        state = content["state_dict"]
+        if module.strict_loading and uninitialised(module) is None:
+            check_fits(module.state_dict(), state, self.path, type(module).__name__)
+        module.load_state_dict(state, strict=module.strict_loading)
+
+
+@dataclass(frozen=True)
+class AsItIs:
+    """The weights that a module has already.
+
+    Attributes:
+        stamp: what tells them from others.
+
+    """
+
+    stamp: list[str | int]
+    epoch: int = 0
+    global_step: int = 1  # trained, as far as is known
+    step: int = 0
+
+    @classmethod
+    def of(cls, module: nn.Module) -> AsItIs:
+        """Those of a module."""
+        digest = hashlib.sha256()
+        for key, value in module.state_dict().items():
+            digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return cls([digest.hexdigest()])
+
+    def load_into(self, module: LightningModule, *, trust: bool = False) -> None:
+        """Do nothing: they are there."""
+
+
+Moment = CheckpointFile | AsItIs
+"""Whose weights are looked at: those of a moment of training."""
 
 
 def read_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:

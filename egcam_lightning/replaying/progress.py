@@ -14,7 +14,7 @@ from torch import Tensor
 
 from egcam_lightning.config import CallbackConfig
 from egcam_lightning.history.files import replace_file
-from egcam_lightning.replaying.checkpoints import CheckpointFile, read_checkpoint
+from egcam_lightning.replaying.checkpoints import Moment, read_checkpoint
 from egcam_lightning.training.run_state import RunState, new_run_state
 
 _NAME = "replay.pt"
@@ -29,7 +29,7 @@ class Progress:
     Args:
         folder: where run folders lie.
         config: what the user asked for.
-        found: the checkpoints, in order.
+        moments: the checkpoints, in order.
         sources: the module and the data module.
 
     Attributes:
@@ -40,14 +40,14 @@ class Progress:
     """
 
     def __init__(
-        self, folder: Path, config: CallbackConfig, found: Sequence[CheckpointFile], sources: tuple[Any, Any]
+        self, folder: Path, config: CallbackConfig, moments: Sequence[Moment], sources: tuple[Any, Any]
     ) -> None:
         self._task = hashlib.sha256(_described((config, sources)).encode()).hexdigest()
         self._done: list[list[str | int]] = []
         self.run_state: RunState = new_run_state(config)
         self.run_dir = folder / config.log_prefix
         self.finished = False
-        stamps = [one.stamp for one in found]
+        stamps = [one.stamp for one in moments]
         for place in (self.run_dir, *sorted(folder.glob(f"version_*/{config.log_prefix}"))):
             kept = _read(place / _NAME)
             if kept is None or kept["task"] != self._task or kept["done"] != stamps[: len(kept["done"])]:
@@ -58,7 +58,7 @@ class Progress:
             self.finished = kept["concluded"] and len(self.run_state.history) == len(stamps)
             break
 
-    def save(self, one: CheckpointFile | None = None) -> None:
+    def save(self, one: Moment | None = None) -> None:
         """Keep what there is, behind a checkpoint or at the end.
 
         Raises:

@@ -24,7 +24,7 @@ from egcam_lightning.config import CallbackConfig
 from egcam_lightning.data.probe import is_batch
 from egcam_lightning.explain.isolation import uninitialised
 from egcam_lightning.history.history import History
-from egcam_lightning.replaying.checkpoints import CheckpointFile, Paths, check_fits, find_checkpoints, read_checkpoint
+from egcam_lightning.replaying.checkpoints import Moment, Paths, find_checkpoints
 from egcam_lightning.replaying.progress import Progress
 from egcam_lightning.training.failsafe import Failsafe
 from egcam_lightning.training.fit import Fit
@@ -117,16 +117,39 @@ def replay_run(
     """What :func:`replay` does, with the folder that it leaves."""
     found = find_checkpoints(checkpoints, trust=trust)
     folder = Path(save_dir) if save_dir is not None else run_folder(found[0].path) / "replay"
+    return look_at(found, module, datamodule, folder, accelerator=accelerator, trust=trust, **settings)
+
+
+def look_at(
+    moments: Sequence[Moment],
+    module: LightningModule,
+    datamodule: LightningDataModule | None,
+    folder: Path,
+    *,
+    accelerator: str = "auto",
+    trust: bool = False,
+    **settings: Any,
+) -> Replayed:
+    """Look at a module with the weights of one moment after the other.
+
+    Args:
+        moments: whose weights; at least one.
+        module: the module.
+        datamodule: its data.
+        folder: where files go.
+        accelerator: Lightning's name of where to compute.
+        trust: whether checkpoints may run code.
+        **settings: arguments of the callback.
+
+    """
     bound = inspect.signature(ExpectedGradCAMCallback).bind(**{"strict": True, **settings, **_SCHEDULE})
     bound.apply_defaults()
     config = CallbackConfig.from_arguments({**bound.arguments, "save_dir": str(folder)})
-    progress = Progress(folder, config, found, (module, datamodule))
+    progress = Progress(folder, config, moments, (module, datamodule))
     if progress.finished:
-        rank_zero_info(
-            f"All {len(found)} checkpoints have been replayed before; remove {progress.run_dir} to do it anew."
-        )
+        rank_zero_info(f"All is there from before; remove {progress.run_dir} to do it anew.")
         return Replayed(History.load(progress.run_dir), progress.run_dir)
-    player = _Player(found, config, progress, trust)
+    player = _Player(moments, config, progress, trust)
     with _untrained(module):
         Trainer(
             accelerator=accelerator,
@@ -148,10 +171,8 @@ def replay_run(
 class _Player(Callback):
     """Sits where the callback sits in a fit, and looks at one checkpoint after the other before a step is made."""
 
-    def __init__(
-        self, found: Sequence[CheckpointFile], config: CallbackConfig, progress: Progress, trust: bool
-    ) -> None:
-        self._found, self._config, self._progress, self._trust = found, config, progress, trust
+    def __init__(self, moments: Sequence[Moment], config: CallbackConfig, progress: Progress, trust: bool) -> None:
+        self._moments, self._config, self._progress, self._trust = moments, config, progress, trust
         self.interrupted = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,7 +197,7 @@ class _Player(Callback):
                     "module a `validation_step`; or pass a batch as `probe`."
                 )
             first = partial(_batches, validation_source(trainer), fit, validating=True)
-        self._load(module, self._found[0])  # by whose weights the layer is found
+        self._moments[0].load_into(module, trust=self._trust)  # by whose weights the layer is found
         session = Session(fit, time.perf_counter())
         if not session.begun:
             session.begin_with(next(first()))
@@ -187,20 +208,12 @@ class _Player(Callback):
         assert session.run_dir is not None
         progress.run_dir = session.run_dir
         start = len(fit.run_state.history)  # a past that does not fit has been let go
-        for one in tqdm(self._found[start:], "checkpoints", initial=start, total=len(self._found)):
-            self._load(module, one)
+        for one in tqdm(self._moments[start:], "checkpoints", initial=start, total=len(self._moments)):
+            one.load_into(module, trust=self._trust)
             session.snapshot("epoch" if one.global_step else "start", (one.epoch, one.step))
             progress.save(one)
         session.conclude()
         progress.save()
-
-    def _load(self, module: LightningModule, one: CheckpointFile) -> None:
-        content = read_checkpoint(one.path, trust=self._trust)
-        module.on_load_checkpoint(content)
-        state = content["state_dict"]
-        if module.strict_loading and uninitialised(module) is None:
-            check_fits(module.state_dict(), state, one.path, type(module).__name__)
-        module.load_state_dict(state, strict=module.strict_loading)
 
 
 def _batches(loaders: Any, fit: Fit, *, validating: bool) -> Iterator[Any]:
@@ -223,7 +236,9 @@ def _untrained(module: LightningModule) -> Iterator[None]:
     table.update(stand_ins)
     try:
         with warnings.catch_warnings():
+            # A module that is not trained needs no optimizer, and may be in any mode.
             warnings.filterwarnings("ignore", "`LightningModule.configure_optimizers` returned `None`")
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
             yield
     finally:
         for name in stand_ins:
