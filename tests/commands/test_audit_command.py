@@ -1,4 +1,4 @@
-"""``egcam audit``: one model by one command, with a Lightning module or with weights alone and a folder of photographs."""
+"""``egcam audit``: one model by one command, of Lightning or as weights alone with a folder of photographs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_weights_and_a_folder_of_photographs_give_an_audit(images, tmp_path, cap
     assert "patch of tagged" in page.read_text(encoding="utf-8")
     found = json.loads((page.parent / "findings.json").read_text())
     assert {finding["class"] for finding in found["findings"]} == {"tagged"}
-    assert [row["class_name"] for row in found["classes"]][0] == "tagged"
+    assert found["classes"][0]["class_name"] == "tagged"
     low, high = found["findings"][0]["interval"]
     assert 0.5 < low <= found["values"]["capture/excess"] <= high
     assert "completeness_gap" in found["values"]
