@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from egcam_lightning.commands import audit, replay, report
+from egcam_lightning.commands import audit, compare, replay, report
 
-_COMMANDS = {"audit": audit, "replay": replay, "report": report}
+_COMMANDS = {"replay": replay, "audit": audit, "compare": compare, "report": report}
 
 BROKEN, BAD_INPUT, FAILED, INTERRUPTED = 1, 2, 3, 130  # beside 0, when all is well
 

@@ -51,9 +51,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         help="photographs, a folder a class, for weights alone: --model is then timm:NAME, torchvision:NAME or a "
         "torch module, and only needed for files of weights",
     )
-    parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="lines 'file class-index' for the files of --images"
-    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="lines 'file class-index', for files in --images")
+    parser.add_argument("--size", type=int, default=224, help="side of the images, where no library says it (224)")
 
 
 def model_of(arguments: argparse.Namespace, name: str) -> Model:
@@ -89,7 +88,7 @@ def _network(arguments: argparse.Namespace, name: str) -> tuple[nn.Module, Any, 
     if is_named(arguments.model):
         network, transform = named_network(arguments.model, weights)
     else:
-        network, transform = load_class(arguments.model, "--model")(), usual_transform()
+        network, transform = load_class(arguments.model, "--model")(), usual_transform(arguments.size)
     if not isinstance(network, nn.Module):
         raise ValueError(f"--model makes a {type(network).__name__}, and no torch module.")
     fill(network, weights, path)

@@ -17,7 +17,7 @@ from egcam_lightning.replaying.networks import named_network
 from tests.commands.photographs import NAMES, weights, write_photographs
 from tests.commands.test_replay_command import SMALL, SOURCE, checkpoints  # noqa: F401
 
-TINY = ["--model", "tests.commands.photographs:Tiny", "--set", "num_images=4", "--set", "num_samples=4"]
+TINY = ["--model", "tests.commands.photographs:Tiny", "--size", "64", "--set", "num_images=4", "--set", "num_samples=4"]
 
 
 @pytest.fixture(scope="module")
