@@ -15,6 +15,7 @@ ROOT = Path(egcam_lightning.__file__).parent
 ROOMS = (
     "seeding",
     "state_values",
+    "notebook",
     "data",
     "explain",
     "metrics",

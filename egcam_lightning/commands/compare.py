@@ -9,7 +9,7 @@ from egcam_lightning.commands.limits import add_limits, enforce, limits_of, valu
 from egcam_lightning.commands.models import add_models, model_of
 from egcam_lightning.commands.pages import add_open, show
 from egcam_lightning.commands.tables import audit_table, write_json
-from egcam_lightning.replaying.comparison import compare_models, default_folder
+from egcam_lightning.replaying.comparison import compare_models, default_folder, names_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="folder for files (compare in the run's folder)")
     add_open(parser)
     add_limits(parser)
+    parser.epilog = "Images, baselines and limits are those of the second one."
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,17 +30,18 @@ def run(arguments: argparse.Namespace) -> int:
     a = model_of(arguments, arguments.names[0])
     other = {**vars(arguments), "model": arguments.other_model or arguments.model}
     b = model_of(argparse.Namespace(**other), arguments.names[1])
-    names = (a.name, b.name) if a.name != b.name else (arguments.names[0], arguments.names[1])
-    folder = arguments.out or default_folder(b.moment, f"{a.name}-{b.name}")
+    paths = [Path(name).resolve() for name in arguments.names]
+    names = (a.name, b.name) if a.name != b.name else names_of(paths[0], paths[1])
+    folder = arguments.out or default_folder(b.moment, names)
     found = compare_models(
         (a.module, a.moment),
         (b.module, b.moment),
-        a.datamodule,
+        b.datamodule,
         folder,
         names,
         accelerator=arguments.accelerator,
         trust=arguments.trust,
-        **a.settings,
+        **b.settings,
     )
     for sentence in found.sentences:
         print(sentence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
@@ -20,6 +21,7 @@ from egcam_lightning.metrics.functional.drift import rank_drift, significant
 from egcam_lightning.replaying.checkpoints import AsItIs, CheckpointFile, Moment, find_checkpoints
 from egcam_lightning.replaying.replay import Replayed, look_at, run_folder
 from egcam_lightning.report import build_report
+from egcam_lightning.report.__main__ import run_names
 
 Weights = str | PathLike[str] | LightningModule
 
@@ -153,22 +155,36 @@ def compare(
 
     """
     models = [_model(one, module, trust) for one in (a, b)]
-    names = ("A", "B")
-    if all(isinstance(moment, CheckpointFile) for _, moment in models):
-        paths = [moment.path for _, moment in models if isinstance(moment, CheckpointFile)]
-        names = (paths[0].stem, paths[1].stem) if paths[0].stem != paths[1].stem else (str(paths[0]), str(paths[1]))
-    folder = (
-        Path(save_dir) if save_dir is not None else default_folder(models[1][1], "-".join(Path(n).stem for n in names))
-    )
+    moments = (models[0][1], models[1][1])
+    names = names_of(*(moment.path if isinstance(moment, CheckpointFile) else None for moment in moments))
+    folder = Path(save_dir) if save_dir is not None else default_folder(moments[1], names)
     return compare_models(
         models[0], models[1], datamodule, folder, names, accelerator=accelerator, trust=trust, **settings
     )
 
 
-def default_folder(moment: Moment, name: str) -> Path:
+def names_of(a: Path | None, b: Path | None) -> tuple[str, str]:
+    """Name two models by what tells their files apart; ``None`` for one without a file.
+
+    Example:
+        >>> names_of(Path("version_0/last.ckpt"), Path("version_1/last.ckpt"))
+        ('version_0', 'version_1')
+        >>> names_of(Path("runs/first.ckpt"), Path("runs/last.ckpt"))
+        ('first', 'last')
+
+    """
+    if a is None or b is None or a == b:
+        return ("A", "B")
+    if a.stem != b.stem:
+        return (a.stem, b.stem)
+    first, second = run_names([a, b])
+    return (first, second)
+
+
+def default_folder(moment: Moment, names: tuple[str, str]) -> Path:
     """Where the files of a comparison go."""
     root = run_folder(moment.path) if isinstance(moment, CheckpointFile) else Path()
-    return root / "compare" / name
+    return root / "compare" / re.sub(r"[^\w.=-]+", "-", "-".join(names))
 
 
 def compare_models(
