@@ -183,6 +183,19 @@ def test_two_runs_are_told_of(run, tmp_path):
         replay(run, Net(), Data(), **SETTINGS)
 
 
+def test_runs_that_kept_their_checkpoints_apart_are_told_of(run):
+    content = torch.load(run / "last.ckpt")
+    (state,) = (one for one in content["callbacks"].values() if "dirpath" in one)
+    state["dirpath"] = "/elsewhere"
+    content["global_step"] = 6  # between two of the others
+    torch.save(content, run / "other.ckpt")
+    with pytest.raises(ValueError, match=r"are of two runs, which kept them in .*checkpoints and /elsewhere\."):
+        replay(run, Net(), Data(), **SETTINGS)
+    content["global_step"] = 99  # a resumed run goes on behind
+    torch.save(content, run / "other.ckpt")
+    assert len(replay(run, Net(), Data(), **SETTINGS)) == 5
+
+
 def test_architectures_are_told_of_and_how_they_split(run):
     content = torch.load(run / "last.ckpt")
     del content["state_dict"]["head.bias"]
