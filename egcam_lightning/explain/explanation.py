@@ -124,6 +124,15 @@ class Explanation:
         Returns:
             The figure and its axes, one an image, as the ``plot`` of torchmetrics does.
 
+        Example:
+            >>> from egcam_lightning import expected_gradcam
+            >>> convolution = torch.nn.Conv2d(1, 2, 3, padding=1)
+            >>> model = torch.nn.Sequential(convolution, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+            >>> explanation = expected_gradcam(model, torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8))
+            >>> figure, axes = explanation.plot()
+            >>> len(axes)
+            2
+
         """
         maps = self.attribution if images is not None else self.heatmap
         return plot_pictures(heat(maps[:SHOWN], None if images is None else images[:SHOWN]), self._captions()[:SHOWN])

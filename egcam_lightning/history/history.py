@@ -70,6 +70,13 @@ class History:
         Raises:
             ValueError: for a value that no snapshot has; names the close ones.
 
+        Example:
+            >>> import torch
+            >>> History(ProbeImages(torch.zeros(2, 8, 8, 3, dtype=torch.uint8))).plot("consensus")
+            Traceback (most recent call last):
+            ...
+            ValueError: There is no value 'consensus' to plot. There are: none.
+
         """
         return plot_lines(self.rows(), keys, ax)
 

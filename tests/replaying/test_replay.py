@@ -74,6 +74,20 @@ def test_the_module_and_the_run_are_left_as_they_were(run):
     assert sorted(run.iterdir()) == before
 
 
+class Trains(Net):
+    """A module that must not be trained, and has hooks that believe that it is."""
+
+    def trained(self, *args):
+        raise AssertionError("this belongs to training")
+
+    training_step = configure_optimizers = configure_callbacks = trained
+    on_train_start = on_train_end = on_fit_end = trained
+
+
+def test_nothing_is_trained(run):
+    assert len(replay(run, Trains(), Data(), **SETTINGS)) == 4
+
+
 def test_nothing_is_done_twice(run, taken):
     late = sorted(run.glob("epoch*.ckpt"))[2:]
     aside = [path.rename(run.parent / path.name) for path in (*late, run / "last.ckpt")]
