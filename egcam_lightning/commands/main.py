@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     """
     arguments = build_parser().parse_args(argv)
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log.addFilter(_is_ours)
     try:
         return int(arguments.run(arguments))
     except (ValueError, OSError, MisconfigurationException) as error:
@@ -70,3 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()  # not the exit code 1 that Python gives it, which says that a limit is broken
         return FAILED
+    finally:
+        log.removeFilter(_is_ours)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a message is of this package: what a Trainer says of itself is of no use here."""
+    return "egcam_lightning" in record.pathname or record.levelno > logging.INFO

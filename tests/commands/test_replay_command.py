@@ -41,7 +41,10 @@ def checkpoints(tmp_path_factory):
 
 def test_a_run_without_the_callback_gives_a_page_by_one_command(checkpoints, capsys):
     assert main(["replay", str(checkpoints), *SOURCE, *SMALL]) == 0
-    page = Path(capsys.readouterr().out.strip())
+    said = capsys.readouterr()
+    assert "GPU available" not in said.err  # what a Trainer says of itself
+    assert "100%" in said.err  # progress, with an estimate
+    page = Path(said.out.strip())
     assert page == checkpoints.parent / "replay" / "egcam" / "report.html"
     assert page.is_file()
     history = History.load(page.parent)
