@@ -201,7 +201,9 @@ def _files(checkpoints: Paths) -> list[Path]:
         if path.is_dir():
             inside = sorted(path.glob("*.ckpt")) or sorted(path.glob("checkpoints/*.ckpt"))
             if not inside:
-                raise ValueError(f"{path} holds no checkpoints (*.ckpt): name the folder that ModelCheckpoint wrote.")
+                below = sorted({str(found.parent) for found in path.glob("*/checkpoints/*.ckpt")})[:3]
+                hint = f"did you mean {' or '.join(below)}?" if below else "name the folder that ModelCheckpoint wrote."
+                raise ValueError(f"{path} holds no checkpoints (*.ckpt): {hint}")
             files += inside
         elif path.is_file():
             files.append(path)

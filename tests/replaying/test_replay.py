@@ -175,6 +175,10 @@ class NoValidation(Data):
 def test_no_checkpoint_is_told_of(tmp_path):
     with pytest.raises(ValueError, match=r"holds no checkpoints \(\*.ckpt\)"):
         replay(tmp_path, Net(), Data())
+    (tmp_path / "version_0" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "version_0" / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(ValueError, match=r"did you mean .*version_0.checkpoints\?"):
+        replay(tmp_path, Net(), Data())
     with pytest.raises(ValueError, match="There is no checkpoint"):
         replay(tmp_path / "nowhere.ckpt", Net(), Data())
 
