@@ -15,12 +15,15 @@ from egcam_lightning.findings.records import Finding
 from egcam_lightning.history.history import History
 from egcam_lightning.history.records import ProbeImages, Snapshot
 from egcam_lightning.metrics.rank_layers import RankedLayer, rank_layers
+from egcam_lightning.replaying.comparison import Comparison, compare
+from egcam_lightning.replaying.replay import replay
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Audit",
     "BaselineReservoir",
+    "Comparison",
     "Draws",
     "ExpectedGradCAM",
     "ExpectedGradCAMCallback",
@@ -32,6 +35,8 @@ __all__ = [
     "RankedLayer",
     "Snapshot",
     "audit",
+    "compare",
     "expected_gradcam",
     "rank_layers",
+    "replay",
 ]

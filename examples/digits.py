@@ -144,6 +144,7 @@ class DigitsData(pl.LightningDataModule):
 
     def __init__(self, shortcut: bool = False, batch_size: int = 64, copies: int = 3, seed: int = 0) -> None:
         super().__init__()
+        self.save_hyperparameters()  # so that checkpoints say which data they are of
         self.shortcut, self.batch_size, self.copies, self.seed = shortcut, batch_size, copies, seed
 
     def setup(self, stage: str | None = None) -> None:
@@ -181,6 +182,7 @@ class SmallCNN(pl.LightningModule):
 
     def __init__(self, stride: int = 2, lr: float = 4e-3) -> None:
         super().__init__()
+        self.save_hyperparameters()
         self.lr = lr
         self.features = nn.Sequential(
             block(3, 32, stride),

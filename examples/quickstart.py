@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from digits import CIFAR10Data, DigitsData, SmallCNN, tag_mask
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from egcam_lightning import ExpectedGradCAMCallback, History
@@ -93,9 +94,8 @@ def main(argv: list[str] | None = None) -> ExpectedGradCAMCallback:
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         logger=make_logger(args.logger, args.out),
-        callbacks=[callback, accuracy],
+        callbacks=[callback, accuracy, ModelCheckpoint(save_top_k=-1)],  # one an epoch, to look at after the fact
         default_root_dir=args.out,
-        enable_checkpointing=False,
         enable_model_summary=False,
         log_every_n_steps=10,
     )
@@ -108,6 +108,7 @@ def main(argv: list[str] | None = None) -> ExpectedGradCAMCallback:
     else:
         print(f"The pictures:      in {args.logger}, under {args.out}")
     print(f"The whole story:   {folder / 'report.html'}")
+    print(f"The checkpoints:   {trainer.checkpoint_callback.dirpath}")
     return callback
 
 

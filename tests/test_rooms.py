@@ -15,6 +15,7 @@ ROOT = Path(egcam_lightning.__file__).parent
 ROOMS = (
     "seeding",
     "state_values",
+    "notebook",
     "data",
     "explain",
     "compat",
@@ -28,6 +29,9 @@ ROOMS = (
     "config",
     "training",
     "callback",
+    "replaying",
+    "commands",
+    "__main__",
 )
 WITHOUT_LIGHTNING = ("explain", "compat", "metrics", "findings", "history", "pictures", "auditing")
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from egcam_lightning.notebook import SHOWN, heat, plot_pictures, strip
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def to_heatmap(attribution: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -108,6 +114,37 @@ class Explanation:
     def stability(self) -> Tensor:
         """``(B, h, w)``: ``|mean| / standard error`` of each cell; infinite where the draws all agree."""
         return self.attribution.abs() / self.standard_error
+
+    def plot(self, images: Tensor | None = None) -> tuple[Figure, Any]:
+        """Draw the maps of the first eight images with matplotlib.
+
+        Args:
+            images: ``(B, H, W, 3)`` uint8, to draw them over (volumes ``(B, D, H, W, 3)``).
+
+        Returns:
+            The figure and its axes, one an image, as the ``plot`` of torchmetrics does.
+
+        Example:
+            >>> from egcam_lightning import expected_gradcam
+            >>> convolution = torch.nn.Conv2d(1, 2, 3, padding=1)
+            >>> model = torch.nn.Sequential(convolution, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+            >>> explanation = expected_gradcam(model, torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8))
+            >>> figure, axes = explanation.plot()
+            >>> len(axes)
+            2
+
+        """
+        maps = self.attribution if images is not None else self.heatmap
+        return plot_pictures(heat(maps[:SHOWN], None if images is None else images[:SHOWN]), self._captions()[:SHOWN])
+
+    def _repr_html_(self) -> str:
+        """A strip of the first maps, for notebooks."""
+        title = f"{len(self.target)} explanations at layer {self.layer!r}"
+        return strip(title, heat(self.heatmap[:SHOWN]), self._captions())
+
+    def _captions(self) -> list[str]:
+        pairs = zip(self.target.tolist(), self.score.tolist(), strict=True)
+        return [f"class {target}, score {score:.3g}" for target, score in pairs]
 
 
 def mean_over_layers(explanations: Sequence[Explanation]) -> Explanation:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from egcam_lightning.findings.sentences import EXPECTED_EXCESS
+from egcam_lightning.notebook import stretch, strip
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,6 +307,13 @@ class AuditRecord:
         )
         values["notes"] = tuple(state["notes"])
         return AuditRecord(**values)
+
+    def _repr_html_(self) -> str:
+        """The headline, the findings and the strongest patches, for notebooks."""
+        patches = [(one.class_name, patch) for one in self.findings for patch in one.patches]
+        captions = [f"{name}: {patch.share:.0%} turn" for name, patch in patches]
+        sentences = [one.sentence for one in self.findings]
+        return strip(self.sentence, [stretch(patch.pixels) for _, patch in patches], captions, sentences)
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)

@@ -18,6 +18,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     """
     parser = argparse.ArgumentParser(prog="python -m egcam_lightning.report", description=main.__doc__)
+    add_folders(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        page, _ = write_page(arguments.run_dir, arguments.output)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(page)
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """Say which folders a page is built from, and where it goes."""
     parser.add_argument("run_dir", type=Path, nargs="+", help="one or two folders that hold a history.jsonl")
     parser.add_argument(
         "-o",
@@ -25,16 +36,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=Path,
         help="the page to write; by default report.html in RUN_DIR, or compare.html in the first of two",
     )
-    arguments = parser.parse_args(argv)
-    folders: list[Path] = [folder.resolve() for folder in arguments.run_dir]
+
+
+def write_page(run_dirs: Sequence[Path], output: Path | None) -> tuple[Path, list[History]]:
+    """Read one or two histories and write their page.
+
+    Args:
+        run_dirs: the folders that hold them.
+        output: where the page goes; ``None`` for the first folder.
+
+    Returns:
+        The page, and the histories.
+
+    Raises:
+        ValueError: for more than two folders, and where one holds no history, or a damaged one.
+        OSError: where the disk does not take the page.
+
+    """
+    folders = [folder.resolve() for folder in run_dirs]
     if len(folders) > 2:
-        parser.error(f"got {len(folders)} folders; a page shows one run or two")
-    output = arguments.output or folders[0] / ("report.html" if len(folders) == 1 else "compare.html")
-    try:
-        page = build_report([History.load(folder) for folder in folders], output, names=run_names(folders))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print(page)
+        raise ValueError(f"got {len(folders)} folders; a page shows one run or two")
+    output = output or folders[0] / ("report.html" if len(folders) == 1 else "compare.html")
+    histories = [History.load(folder) for folder in folders]
+    return build_report(histories, output, names=run_names(folders)), histories
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

@@ -81,6 +81,11 @@ class Session:
         return time.perf_counter() - self._started
 
     @property
+    def begun(self) -> bool:
+        """Whether images and layer are known."""
+        return self._snapshotter is not None
+
+    @property
     def validates(self) -> bool:
         """Whether validation reaches every process, so that the snapshots of epochs can be taken in it."""
         trainer = self._fit.trainer

@@ -1,0 +1,1 @@
+"""The command ``egcam``: one module a subcommand, and what they share."""
