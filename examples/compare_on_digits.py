@@ -1,6 +1,6 @@
 """Compare Grad-CAM and its relatives: which maps are true of the model, and does completeness decide it?
 
-Two architectures, three seeds, two layers, eight methods of one family. Every map is judged by this package's metrics
+Two architectures, three seeds, two layers, ten methods of one family. Every map is judged by this package's metrics
 and, where they are installed, by captum's infidelity and Quantus' pixel flipping, which other people wrote and which
 replace pixels by other things than ours do. Writes ``compare_on_digits.md``, ``.csv`` and ``.png``.
 """
@@ -55,6 +55,8 @@ METHODS = {
     "Integrated Grad-CAM": Perturbation.integrated_grad_cam(),
     "Expected, channel, input": replace(Perturbation.expected("input"), weighting="channel"),
     "Expected, channel, activation": replace(Perturbation.expected(), weighting="channel"),
+    "Expected, optimal channels, activation": Perturbation(weighting="optimal"),
+    "Expected, LayerCAM, activation": Perturbation(weighting="layercam"),
     "Expected, elementwise, input": Perturbation.expected("input"),
     "Expected, elementwise, activation": Perturbation.expected(),
 }

@@ -204,7 +204,7 @@ def test_wandb_gets_panels_and_scalars_of_every_snapshot(tmp_path, monkeypatch):
         ({"target": "lable"}, r"`target` to be 'label', 'predicted'"),
         ({"metrics": ["infidelty"]}, r"`metrics` to be 'default' or among .*'infidelity'.* but got 'infidelty'"),
         ({"score": "logits"}, r"`score` to be one of \('logit'"),
-        ({"weighting": "spatial"}, r"`weighting` to be one of \('elementwise', 'channel'\)"),
+        ({"weighting": "spatial"}, r"`weighting` to be one of \('elementwise', 'channel', "),
         ({"mean": (0.5,)}, r"`mean` and `std` together"),
         ({"colormap": "infreno"}, r"inferno"),
     ],
