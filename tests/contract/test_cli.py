@@ -162,7 +162,7 @@ def test_a_fit_with_every_argument_from_a_yaml_file(build, tmp_path):
     assert len(history.probe.images) == 5
     assert history.probe.masks is not None
     assert history.probe.restored  # by the mean and the standard deviation
-    assert {s.layer for s in history} == {"features.4"}
+    assert {s.layer for s in history} == {"features.4 (Expected Grad-CAM, channels pooled)"}
     assert torch.equal(history[-1].target, history[-1].prediction)
     assert {"infidelity", "sparseness"} <= set(history[-1].metrics)
     assert "insertion_auc" not in history[-1].metrics
