@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,27 @@ if TYPE_CHECKING:
 SHOWN = 8  # pictures of a strip
 _SIDE = 96  # pixels of a picture's longer side
 _HEAT = "inferno"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A page that a notebook shows in a frame of its own, which cannot touch the notebook.
+
+    Attributes:
+        page: its HTML.
+        height: of the frame, in pixels.
+
+    """
+
+    page: str = field(repr=False)
+    height: int
+
+    def _repr_html_(self) -> str:
+        """The frame, with the page in it."""
+        return (
+            f'<iframe sandbox="allow-scripts" srcdoc="{escape(self.page)}" width="100%" height="{self.height}" '
+            'style="border:0"></iframe>'
+        )
 
 
 def strip(title: str, pictures: Tensor | Sequence[Tensor], captions: Sequence[str], more: Sequence[str] = ()) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from egcam_lightning.commands.limits import add_limits, enforce, limits_of, values_of
 from egcam_lightning.commands.models import add_models, model_of
 from egcam_lightning.commands.pages import add_open, show
-from egcam_lightning.commands.tables import audit_table, write_json
+from egcam_lightning.commands.tables import audit_table, faithfulness_sentence, write_json
 from egcam_lightning.replaying.replay import look_at
 
 _NOTES = 3  # that are printed; the JSON has all
@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         folder,
         accelerator=arguments.accelerator,
         trust=arguments.trust,
+        estimates=True,
         **model.settings,
     )
     values, record = values_of(looked.history), looked.history.audit
@@ -44,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(record.sentence)
         for sentence in (*(finding.sentence for finding in record.findings), *record.notes[:_NOTES]):
             print(sentence)
+        if record.faithfulness:
+            print(faithfulness_sentence(record.faithfulness))
     write_json(looked.run_dir / "findings.json", {**audit_table(record), "values": values})
     show(looked.page, arguments.open)
     return enforce(arguments, values)

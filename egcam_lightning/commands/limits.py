@@ -103,11 +103,14 @@ def _close(key: str, values: Mapping[str, float]) -> str:
 def values_of(history: History) -> dict[str, float]:
     """What limits may ask of a run: the last snapshot's values, and those of the last audit.
 
-    ``findings`` is how many the audit has.
+    ``findings`` is how many the audit has. What the audit has measured on images of its own goes before the snapshot's.
     """
     values = dict(history.snapshots[-1].metrics) if len(history) else {}
     values |= scalars_of(history.audit)
-    return values if history.audit is None else {**values, "findings": float(len(history.audit.findings))}
+    if history.audit is None:
+        return values
+    values |= {one.key: one.mean for one in history.audit.faithfulness}
+    return {**values, "findings": float(len(history.audit.findings))}
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:

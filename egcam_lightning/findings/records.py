@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from egcam_lightning.findings.sentences import EXPECTED_EXCESS
+from egcam_lightning.metrics.faithfulness import Estimate
 from egcam_lightning.notebook import stretch, strip
 
 
@@ -229,6 +230,7 @@ class AuditRecord:
         sentence: the headline: what was tested, on how many images, and what was found.
         notes: what else there is to say, one sentence each.
         passes: images that went through the model for the interventions.
+        faithfulness: how faithful the maps of some of the images are, with intervals; empty where it was not asked for.
 
     """
 
@@ -240,6 +242,7 @@ class AuditRecord:
     sentence: str
     notes: tuple[str, ...] = ()
     passes: int = 0
+    faithfulness: tuple[Estimate, ...] = ()
 
     @property
     def tested(self) -> Tested:
@@ -306,6 +309,7 @@ class AuditRecord:
             for c in state["classes"]
         )
         values["notes"] = tuple(state["notes"])
+        values["faithfulness"] = tuple(Estimate(**one) for one in state.get("faithfulness", ()))
         return AuditRecord(**values)
 
     def _repr_html_(self) -> str:

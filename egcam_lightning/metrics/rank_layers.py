@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from egcam_lightning.explain.candidates import Candidate, observe, outermost
 from egcam_lightning.explain.estimator import ExpectedGradCAM
 from egcam_lightning.explain.isolation import isolated
-from egcam_lightning.metrics.functional import blurred, deletion_auc, infidelity, insertion_auc
-from egcam_lightning.metrics.functional.completeness import completeness_terms
+from egcam_lightning.metrics.faithfulness import faithfulness
 
 
 @dataclass(frozen=True)
@@ -124,31 +122,17 @@ def _judge(explainer: ExpectedGradCAM, images: Tensor, baselines: Tensor, target
         warnings.simplefilter("ignore", UserWarning)  # a layer that is no cut is told of in its row
         explanation = explainer(images, baselines, target)
     seconds = time.perf_counter() - start
-    scores = explainer.bind(images, explanation.target)
-    rows = torch.arange(len(images), device=images.device)
-    replacement = blurred(images.float())
-
-    def score(points: Tensor, which: Tensor) -> Tensor:
-        return scores(points, which, False)
-
-    def probability(points: Tensor, which: Tensor) -> Tensor:
-        return scores(points, which, True)
-
-    with torch.no_grad(), isolated(explainer.model, seed=explainer.seed):
-        map_ = explanation.attribution
-        inserted = insertion_auc(probability, images, map_, rows, replacement=replacement)
-        gained = inserted - deletion_auc(probability, images, map_, rows, replacement=replacement)
-        missed = infidelity(score, images, map_, rows, scores=explanation.score, replacement=replacement)
-    off_grid, placed = explanation.off_grid, map_.flatten(1).sum(1).abs()
-    missing, difference = completeness_terms(map_, explanation.score, explanation.baseline_score, off_grid)
+    values = faithfulness(explainer, images, explanation)
+    gained = values["insertion_auc"] - values["deletion_auc"]
+    off_grid, placed = explanation.off_grid, explanation.attribution.flatten(1).sum(1).abs()
     return RankedLayer(
         layer=explanation.layer,
         grid=tuple(explanation.attribution.shape[1:]),
         is_cut=explainer.is_fast(images),
         insertion_deletion=float(gained.mean()),
         insertion_deletion_error=float(gained.std() / len(images) ** 0.5) if len(images) > 1 else float("nan"),
-        infidelity=float(missed.mean()),
-        completeness_gap=float(missing.sum() / difference.sum()),
+        infidelity=float(values["infidelity"].mean()),
+        completeness_gap=float(values["missing"].sum() / values["difference"].sum()),
         off_grid=float(off_grid.abs().sum() / (off_grid.abs() + placed).sum()),
         seconds=seconds,
     )

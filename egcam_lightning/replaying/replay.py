@@ -128,6 +128,7 @@ def look_at(
     *,
     accelerator: str = "auto",
     trust: bool = False,
+    estimates: bool = False,
     **settings: Any,
 ) -> Replayed:
     """Look at a module with the weights of one moment after the other.
@@ -139,6 +140,7 @@ def look_at(
         folder: where files go.
         accelerator: Lightning's name of where to compute.
         trust: whether checkpoints may run code.
+        estimates: whether the audit says how faithful maps are, with intervals.
         **settings: arguments of the callback.
 
     """
@@ -149,7 +151,7 @@ def look_at(
     if progress.finished:
         rank_zero_info(f"All is there from before; remove {progress.run_dir} to do it anew.")
         return Replayed(History.load(progress.run_dir), progress.run_dir)
-    player = _Player(moments, config, progress, trust)
+    player = _Player(moments, config, progress, trust=trust, estimates=estimates)
     with _untrained(module):
         Trainer(
             accelerator=accelerator,
@@ -171,8 +173,11 @@ def look_at(
 class _Player(Callback):
     """Sits where the callback sits in a fit, and looks at one checkpoint after the other before a step is made."""
 
-    def __init__(self, moments: Sequence[Moment], config: CallbackConfig, progress: Progress, trust: bool) -> None:
-        self._moments, self._config, self._progress, self._trust = moments, config, progress, trust
+    def __init__(
+        self, moments: Sequence[Moment], config: CallbackConfig, progress: Progress, *, trust: bool, estimates: bool
+    ) -> None:
+        self._moments, self._config, self._progress = moments, config, progress
+        self._trust, self._estimates = trust, estimates
         self.interrupted = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,7 +185,8 @@ class _Player(Callback):
         lazy = uninitialised(pl_module) is not None
         before = {} if lazy else {key: value.clone() for key, value in pl_module.state_dict().items()}
         try:
-            self._play(Fit(trainer, pl_module, self._config, self._progress.run_state, Failsafe(self._config.strict)))
+            failsafe = Failsafe(self._config.strict)
+            self._play(Fit(trainer, pl_module, self._config, self._progress.run_state, failsafe, self._estimates))
         except KeyboardInterrupt:  # which Lightning makes an end of the process
             self.interrupted = True
         finally:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from egcam_lightning.history.files import replace_file
 from egcam_lightning.history.history import History
+from egcam_lightning.notebook import Frame
 from egcam_lightning.pictures.patches import as_shown
-from egcam_lightning.report.audit import class_rows
+from egcam_lightning.report.audit import class_rows, faithfulness_rows
 from egcam_lightning.report.payload import build_payload
 from egcam_lightning.report.summary import summarise
 from egcam_lightning.report.templates import ASSETS, content_hash, templates
 
-__all__ = ["build_report"]
+__all__ = ["Frame", "build_report", "show_report"]
 
 _SCRIPTS = ("maps.js", "charts.js", "rows.js", "page.js")
 
@@ -55,15 +56,47 @@ def build_report(
         True
 
     """
+    page = _page(history, names)
+    path = Path(path)
+    replace_file(path, page.encode())
+    return path
+
+
+def show_report(
+    history: History | Sequence[History], *, names: Sequence[str] | None = None, height: int = 720
+) -> Frame:
+    """The page of :func:`build_report` inside a notebook, as the last value of a cell.
+
+    Args:
+        history: one history, or a sequence of one or two.
+        names: a name for each run.
+        height: of the frame, in pixels.
+
+    Returns:
+        What shows itself as the page, in a frame of its own.
+
+    Raises:
+        ValueError: as :func:`build_report` does.
+
+    Example:
+        >>> import torch
+        >>> from egcam_lightning.history.history import History
+        >>> from egcam_lightning.history.records import ProbeImages
+        >>> show_report(History(ProbeImages(torch.zeros(2, 8, 8, 3, dtype=torch.uint8))))._repr_html_()[:25]
+        '<iframe sandbox="allow-sc'
+
+    """
+    return Frame(_page(history, names), height)
+
+
+def _page(history: History | Sequence[History], names: Sequence[str] | None) -> str:
     histories = [history] if isinstance(history, History) else list(history)
     if not 1 <= len(histories) <= 2:
         raise ValueError(f"Got {len(histories)} histories; a page shows one run or two: build_report([a, b], path).")
     names = list(names) if names is not None else (["run"] if len(histories) == 1 else ["run A", "run B"])
     if len(names) != len(histories):
         raise ValueError(f"Got {len(names)} names for {len(histories)} histories; pass one name a run.")
-    path = Path(path)
-    replace_file(path, _render(histories, names).encode())
-    return path
+    return _render(histories, names)
 
 
 def _render(histories: list[History], names: list[str]) -> str:
@@ -83,7 +116,13 @@ def _render(histories: list[History], names: list[str]) -> str:
             histories=histories,
             summaries=[summarise(history) for history in histories],
             audits=[
-                {"name": name, "record": audit, "tested": audit.tested, "rows": class_rows(as_shown(audit))}
+                {
+                    "name": name,
+                    "record": audit,
+                    "tested": audit.tested,
+                    "rows": class_rows(as_shown(audit)),
+                    "faithfulness": faithfulness_rows(audit),
+                }
                 for name, audit in zip(names, (history.audit for history in histories), strict=True)
                 if audit is not None and audit.classes
             ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, Paste
 from egcam_lightning.findings.sentences import percent
+from egcam_lightning.metrics.registry import NUMBERS
 from egcam_lightning.pictures.patches import as_shown
 from egcam_lightning.report.payload import encode_image
 from egcam_lightning.report.templates import ASSETS, content_hash, templates
@@ -80,6 +82,13 @@ def class_rows(record: AuditRecord) -> list[dict[str, Any]]:
             ],
         }
         for one in record.classes
+    ]
+
+
+def faithfulness_rows(record: AuditRecord) -> list[dict[str, Any]]:
+    """What a page shows of how faithful maps are, a row a metric."""
+    return [
+        {**asdict(one), "title": NUMBERS[one.key].title, "arrow": NUMBERS[one.key].arrow} for one in record.faithfulness
     ]
 
 

@@ -7,12 +7,17 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from egcam_lightning.data.audit_sample import audit_sample
 from egcam_lightning.data.loaders import SampleReader
+from egcam_lightning.data.metadata import balanced_indices
 from egcam_lightning.data.probe import Probe
+from egcam_lightning.data.targets import chosen_targets, known_targets
+from egcam_lightning.explain.estimator import ExpectedGradCAM
 from egcam_lightning.findings.audit import audit_with
 from egcam_lightning.findings.records import AuditRecord
+from egcam_lightning.metrics.faithfulness import Estimate, estimate_faithfulness
 from egcam_lightning.pictures.patches import as_shown
 from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.lightning_compat import (
@@ -26,6 +31,7 @@ _SAMPLES = 2  # draws of each map: it only says where to try, and what is said i
 # An audit takes about ten passes an image; a default snapshot some fifty. In images of a snapshot:
 _COST = 0.25
 _FEWEST = 64
+_ESTIMATED = 32  # images at most whose maps are judged
 
 
 def audit_size(asked: int, snapshot_seconds: float, num_images: int, left: float | None) -> int:
@@ -107,11 +113,35 @@ def audit_fit(fit: Fit, snapshot_seconds: float, count: int) -> AuditRecord:
             )
     except ValueError as error:  # data and models that cannot be audited; the message says why
         return not_tested(str(error))
+    if fit.estimates:
+        with fit.isolated():
+            record = replace(record, faithfulness=_faithfulness(fit, sample, images))
     display = normalization_for(trainer, module, images, config.normalization)
     if count < config.audit_images and len(images) == count:
         note = f"{count} of {config.audit_images} images were looked at, to stay within `max_overhead`."
         record = replace(record, notes=(*record.notes, note))
     return as_shown(record, *(display or ()))
+
+
+def _faithfulness(fit: Fit, sample: Probe, images: Tensor) -> tuple[Estimate, ...]:
+    """How faithful the maps of some of the audited images are, of each class as many, explained as in a snapshot."""
+    found = fit.run_state.baselines.current(fit.process_group, sample, fit.module.device)
+    count = min(_ESTIMATED, len(images))
+    labels = sample.labels
+    chosen = (
+        [i * len(images) // count for i in range(count)] if labels is None else balanced_indices(labels.tolist(), count)
+    )
+    images = images[chosen]
+    labels = None if labels is None else labels[chosen].to(images.device)
+    explainer = ExpectedGradCAM(fit.module, **fit.config.explainer.arguments(forward_fn=fit.forward))
+    with torch.no_grad():
+        output = explainer.forward(images)
+    target = known_targets(fit.config.target, labels, count, output, explainer.score)
+    if target is None:
+        target = chosen_targets(fit.config.target, labels, output, explainer.score)
+    return estimate_faithfulness(
+        explainer, images, None if found is None else found[0], target.to(images.device), seed=fit.config.seed
+    )
 
 
 def _explained(fit: Fit) -> int:

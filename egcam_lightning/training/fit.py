@@ -33,6 +33,7 @@ class Fit:
         config: what the user asked for.
         run_state: what outlives the fit; snapshots are added to it.
         failsafe: where failures go that must not stop training.
+        estimates: whether an audit says how faithful the maps are as well, which takes longer than the audit.
 
     """
 
@@ -41,6 +42,7 @@ class Fit:
     config: CallbackConfig
     run_state: RunState
     failsafe: Failsafe
+    estimates: bool = False
 
     @cached_property
     def process_group(self) -> ProcessGroup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,20 @@ def test_weights_and_a_folder_of_photographs_give_an_audit(images, tmp_path, cap
     assert found["classes"][0]["class_name"] == "tagged"
     low, high = found["findings"][0]["interval"]
     assert 0.5 < low <= found["values"]["capture/excess"] <= high
-    assert "completeness_gap" in found["values"]
+    faithful = {one["key"]: one for one in found["faithfulness"]}
+    assert list(faithful) == ["completeness_gap", "infidelity", "insertion_auc", "deletion_auc"]
+    assert {key: found["values"][key] for key in faithful} == {key: one["mean"] for key, one in faithful.items()}
+    assert all(one["low"] <= one["mean"] <= one["high"] and one["num_images"] == 31 for one in faithful.values())
+    assert "Faithfulness of the maps of 31 images, with 95 % intervals: completeness gap " in said.out
+    shown = re.search(
+        r"Infidelity ↓</th><td>([\d.]+)</td><td>([\d.]+) to ([\d.]+)</td>", page.read_text(encoding="utf-8")
+    )
+    assert shown is not None
+    assert [float(one) for one in shown.groups()] == pytest.approx(
+        [faithful["infidelity"][part] for part in ("mean", "low", "high")], abs=6e-4
+    )
     history = History.load(page.parent)
+    assert [asdict(one) for one in history.audit.faithfulness] == found["faithfulness"]
     assert history.probe.class_names == NAMES
     assert history.probe.restored  # the colours of the photographs
 

@@ -51,6 +51,7 @@ def test_a_run_and_its_replay_agree(live, run):
         assert before.score == pytest.approx(after.score, rel=1e-4)
     assert [f.sentence for f in replayed.audit] == [f.sentence for f in lived.audit]
     assert replayed.audit.rows() == lived.audit.rows()
+    assert replayed.audit.faithfulness == lived.audit.faithfulness == ()  # which is for `egcam audit` to pay
     read = History.load(run.parent / "replay" / "egcam")
     assert [s.key for s in read.snapshots] == events
     assert (run.parent / "replay" / "egcam" / "report.html").is_file()
