@@ -208,7 +208,7 @@ def test_it_is_a_fraction_of_the_cams_that_ask_the_network_of_every_channel(netw
 
 
 def test_a_default_explanation_and_its_metrics_cost_no_more_than_at_the_last_layer_with_more_steps(networks, table):
-    model, x, t = networks("resnet50"), images(16), targets(16)
+    model, x, t = networks("resnet50"), images(8), targets(8)
     explainer, at_last = ExpectedGradCAM(model), ExpectedGradCAM(model, "last")
     for each in (explainer, at_last):
         each.find(x)
@@ -229,7 +229,7 @@ def test_a_default_explanation_and_its_metrics_cost_no_more_than_at_the_last_lay
         return work
 
     ours, before = in_turn(snapshot(explainer, 8, 12), snapshot(at_last, 32, 16), runs=3)
-    work = "resnet50, 16 images; of the last layer's with 32 baselines and 16 steps a metric, median of three"
+    work = "resnet50, 8 images; of the last layer's with 32 baselines and 16 steps a metric, median of three"
     table.add("time of a default explanation and its metrics", work, ours / before, 1.0)
 
 
