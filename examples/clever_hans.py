@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from digits import NUM_CLASSES, SmallCNN, block
 from shortcuts import SHORTCUTS, PlantedData
 from sklearn.metrics import roc_auc_score
-from study import Progress, accuracy, markdown, mean_spread, normalised, seeded, two_threads, write_csv
+from study import Progress, accuracy, markdown, mean_spread, normalised, quiet_trainer, seeded, two_threads, write_csv
 from torch import Tensor, nn
 
 from egcam_lightning import ExpectedGradCAMCallback, Snapshot
@@ -113,17 +112,7 @@ def run(kind: str, seed: int, size: Size, out: Path) -> list[dict[str, Any]]:
         save_dir=str(out / "runs" / f"{kind}-{seed}"),
         strict=True,
     )
-    trainer = pl.Trainer(
-        max_epochs=size.epochs,
-        limit_train_batches=size.batches,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[callback],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = quiet_trainer(callback, size.epochs, limit_train_batches=size.batches)
     model = seeded(TinyCNN, seed)
     trainer.fit(model, datamodule=data)
     planted = None if data.val.planted is None else data.val.planted[rows]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from egcam_lightning.explain.candidates import observe
 from egcam_lightning.explain.layer_search import telling_sample
 from egcam_lightning.explain.split_model import SplitModel, host_image_like
+from egcam_lightning.replaying import photographs as replaying
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 # Of known networks: the layers that methods are tried at, and which of them are cuts whose maps may be added up.
 LAYERS: dict[str, tuple[tuple[str, ...], int]] = {
     "resnet50": (("layer2", "layer3", "layer4"), 3),
@@ -208,10 +208,6 @@ def open_rgb(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-def _pictures_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-
-
 def in_class_folders(folder: Path) -> list[Photograph]:
     """The photographs of a folder of class folders; classes are numbered by the folders' sorted names.
 
@@ -219,39 +215,17 @@ def in_class_folders(folder: Path) -> list[Photograph]:
         UnusableInputError: where there are none.
 
     """
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    found = [
-        Photograph(f"{part.name}/{path.name}", index, partial(open_rgb, path))
-        for index, part in enumerate(folders)
-        for path in _pictures_in(part)
-    ]
-    if not found:
-        loose = len(_pictures_in(folder))
-        seen = f"{loose} photographs without labels" if loose else "no photographs"
-        raise UnusableInputError(
-            f"{folder} holds {seen}. Put them into one folder for each class, in the order of the network's classes "
-            "when sorted by name, or pass --labels FILE with a line 'file class-index' for each photograph."
-        )
-    return found
+    return _read(folder, lambda: replaying.in_class_folders(folder)[0])
 
 
 def _listed(folder: Path, labels: Path) -> list[Photograph]:
     """The photographs of a folder that a list names, each with its class."""
-    if not labels.is_file():
-        raise UnusableInputError(f"--labels {labels} is no file. Write a list with a line 'file class-index' each.")
-    found = []
-    for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines(), start=1):
-        name, _, label = line.strip().replace(",", " ").replace("\t", " ").rpartition(" ")
-        if not line.strip():
-            continue
-        if not name.strip() or not label.isdecimal():
-            raise UnusableInputError(f"{labels}, line {number}: expected 'file class-index', but got {line!r}.")
-        path = folder / name.strip()
-        if not path.is_file():
-            raise UnusableInputError(
-                f"{labels}, line {number}: there is no file {path}. Write names as they are below {folder}."
-            )
-        found.append(Photograph(name.strip(), int(label), partial(open_rgb, path)))
-    if not found:
-        raise UnusableInputError(f"{labels} is empty. Write a line 'file class-index' for each photograph.")
-    return found
+    return _read(folder, lambda: replaying.listed(folder, labels))
+
+
+def _read(folder: Path, find: Callable[[], Sequence[tuple[Path, int]]]) -> list[Photograph]:
+    try:
+        found = find()
+    except ValueError as error:
+        raise UnusableInputError(str(error)) from None
+    return [Photograph(path.relative_to(folder).as_posix(), label, partial(open_rgb, path)) for path, label in found]

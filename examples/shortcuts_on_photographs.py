@@ -33,7 +33,7 @@ from journal import Journal, begin
 from photographs import UnusableInputError
 from sklearn.metrics import roc_auc_score
 from small_photographs import Labelled, load, network
-from study import Progress, accuracy, fit, markdown, seeded, two_threads, write_csv
+from study import Progress, accuracy, fit, markdown, quiet_trainer, seeded, two_threads, write_csv
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -161,16 +161,7 @@ class Study:
             save_dir=str(folder),
             strict=True,
         )
-        trainer = pl.Trainer(
-            max_epochs=self.size.epochs,
-            accelerator="cpu",
-            logger=False,
-            callbacks=[callback],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            num_sanity_val_steps=0,
-        )
+        trainer = quiet_trainer(callback, self.size.epochs)
         model = Tuned(copy.deepcopy(self.trained).train())  # Lightning leaves modes as they are
         order = torch.Generator().manual_seed(plan.seed)
         begun = time.perf_counter()

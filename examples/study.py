@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from digits import NUM_CLASSES, block
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -158,3 +159,25 @@ class Progress:
 def two_threads() -> None:
     """Use two cores at most: what the studies' times are given for."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def quiet_trainer(callback: Callback, epochs: int, **more: Any) -> Trainer:
+    """A trainer on the CPU that keeps and prints nothing by itself.
+
+    Args:
+        callback: what watches it.
+        epochs: of the fit.
+        **more: further arguments of the trainer.
+
+    """
+    return Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[callback],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+        **more,
+    )

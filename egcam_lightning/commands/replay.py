@@ -9,7 +9,7 @@ from egcam_lightning.commands.limits import add_limits, enforce, limits_of, valu
 from egcam_lightning.commands.pages import add_open, show
 from egcam_lightning.commands.sources import add_source, source_of
 from egcam_lightning.replaying.checkpoints import find_checkpoints
-from egcam_lightning.replaying.replay import replay_run
+from egcam_lightning.replaying.replay import default_folder, look_at
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,11 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
     limits_of(arguments)  # what means nothing is told of before work starts
     found = find_checkpoints(arguments.checkpoints, trust=arguments.trust)
     source = source_of(arguments, found[-1].arguments, found[-1].data_arguments)
-    replayed = replay_run(
-        arguments.checkpoints,
+    replayed = look_at(
+        found,
         source.module,
         source.datamodule,
-        save_dir=arguments.out,
+        arguments.out or default_folder(found),
         accelerator=arguments.accelerator,
         trust=arguments.trust,
         **source.settings,

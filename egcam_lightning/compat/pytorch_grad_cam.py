@@ -93,9 +93,11 @@ class ExpectedGradCAM(BaseCAM):  # type: ignore[misc]
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"Expected `targets` for {len(images)} images, but got {len(targets)}.")
         self._targets = () if targets is None else targets
-        classes = self._classes()
-        target = torch.arange(len(images)) if classes is None and targets is not None else classes
-        explainer = self._explainer(eigen_smooth, own_targets=classes is None and targets is not None)
+        target = self._classes()
+        own_targets = target is None and targets is not None
+        if own_targets:
+            target = torch.arange(len(images))  # by which the score finds each image's own
+        explainer = self._explainer(eigen_smooth, own_targets=own_targets)
         baselines = None if self.baselines is None else self.baselines.to(self.device)
         with torch.no_grad():
             self.outputs = explainer.forward(images)

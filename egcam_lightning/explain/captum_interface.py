@@ -135,11 +135,14 @@ class CaptumInterface:
     @contextmanager
     def _at_once(self, count: int | None) -> Iterator[None]:
         """Let so many points go through the model at once while inside; ``None`` for as many as before."""
+        if count is None:
+            yield
+            return
         before = [(chunks, chunks.size) for chunks in self._chunks()]
-        for chunks, size in before:
-            chunks.size = size if count is None else count
+        for chunks, _ in before:
+            chunks.size = count
         try:
             yield
         finally:
-            for chunks, size in before if count is not None else ():
+            for chunks, size in before:
                 chunks.size = size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from egcam_lightning.explain.sampling import Draws, sample_noise
 from egcam_lightning.explain.scores import check_score, in_float
 from egcam_lightning.explain.split_model import SplitModel
 from egcam_lightning.explain.token_layout import Layout
-from egcam_lightning.explain.weightings import WEIGHTINGS
+from egcam_lightning.explain.weightings import WEIGHTINGS, weighted
 
 # How far products with a gradient that is the same everywhere may be from the differences of scores: as a share of the
 # largest.
@@ -90,30 +91,36 @@ class PathGradients:
             )
         image = torch.arange(images, device=self.images.inputs.device).repeat(samples)
         baseline, alpha = draws.baseline_index.flatten(), draws.place.flatten().float()
-        optimal = self.perturbation.weighting == "optimal"
-        gradients = None if optimal else self._constant_gradients()
+        over_all = partial(chunks.run, samples * images, size)
+
+        def run(chunk: slice, *, recorded: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            """Of a chunk of draws the images, the differences along their paths, the layer at them, and the output."""
+            rows, columns = image[chunk], baseline[chunk]
+            difference = self._difference(rows, columns)
+            noise = self._noise(draws, chunk, base, image_index)
+            points = self._points(rows, columns, alpha[chunk], noise, difference)
+            with torch.set_grad_enabled(recorded):
+                others = rows_of(self.images.others, rows)
+                if self.host_image is not None:
+                    leaf, output = self.split.from_points(points, self.host_image, *others)
+                else:
+                    leaf, output = self.split.from_images(points, *others)
+            return rows, difference, leaf, output
+
+        if self.perturbation.weighting == "optimal":
+            maps = self._by_optimal_weights(partial(run, recorded=False), over_all, image, baseline, draws)
+            return maps.view(samples, images, *self.layout.grid), torch.zeros_like(draws.place, dtype=torch.float32)
+        gradients = self._constant_gradients()
         if gradients is not None:
             found = self._linear_maps(gradients, image.view(samples, images), draws.baseline_index)
             if found is not None:
                 return found
         maps = torch.empty(samples * images, *self.layout.grid, device=self.images.inputs.device)
         off_grid = torch.zeros(samples * images, device=self.images.inputs.device)
-        changes: list[Tensor] = []  # of the pooled activation and the score, where weights are learnt from these
 
         def one(chunk: slice) -> None:
-            rows, columns = image[chunk], baseline[chunk]
-            difference = self._difference(rows, columns)
-            noise = self._noise(draws, chunk, base, image_index)
-            points = self._points(rows, columns, alpha[chunk], noise, difference)
-            with torch.set_grad_enabled(not optimal):
-                others = rows_of(self.images.others, rows)
-                if self.host_image is not None:
-                    leaf, output = self.split.from_points(points, self.host_image, *others)
-                else:
-                    leaf, output = self.split.from_images(points, *others)
-                if optimal:
-                    changes.append(self._changes(leaf, output, rows))
-                    return
+            rows, difference, leaf, output = run(chunk, recorded=True)
+            with torch.enable_grad():
                 gradient = gradient_at(leaf, self.score(output, rows))
             if gradient is None:
                 raise ValueError(
@@ -122,22 +129,39 @@ class PathGradients:
                 )
             maps[chunk], off_grid[chunk] = self._weigh(gradient, difference, rows)
 
-        def one_weighted(chunk: slice) -> None:
-            rows = image[chunk]
-            placed = self.layout.to_grid(self._difference(rows, baseline[chunk]))
-            mean = placed / placed[0, 0].numel()
-            maps[chunk] = (weights[rows].view(*placed.shape[:2], *[1] * len(self.layout.grid)) * mean).sum(1)
-
-        chunks.run(samples * images, size, one)
-        if optimal:
-            together = torch.cat(changes).view(samples, images, -1)
-            weights = optimal_weights(together[..., :-1], together[..., -1], draws.weight)
-            chunks.run(samples * images, size, one_weighted)
-        if draws.weight is not None and not optimal:  # its weights have taken account of them
+        over_all(one)
+        if draws.weight is not None:
             weight = draws.weight.flatten()
             off_grid *= weight
             maps *= weight.view(-1, *[1] * len(self.layout.grid))
         return maps.view(samples, images, *self.layout.grid), off_grid.view(samples, images)
+
+    def _by_optimal_weights(
+        self,
+        run: Callable[[slice], tuple[Tensor, Tensor, Tensor, Tensor]],
+        over_all: Callable[[Callable[[slice], None]], None],
+        image: Tensor,
+        baseline: Tensor,
+        draws: Draws,
+    ) -> Tensor:
+        """``(S * B, h, w)``: maps by the weights that the draws' own changes of the score are predicted best with."""
+        changes: list[Tensor] = []
+        maps = torch.empty(len(image), *self.layout.grid, device=image.device)
+
+        def change(chunk: slice) -> None:
+            rows, _, leaf, output = run(chunk)
+            changes.append(self._changes(leaf, output, rows))
+
+        def weigh(chunk: slice) -> None:
+            rows = image[chunk]
+            placed = self.layout.to_grid(self._difference(rows, baseline[chunk]))
+            maps[chunk] = weighted(weights[rows] / placed[0, 0].numel(), placed)
+
+        over_all(change)
+        together = torch.cat(changes).view(*draws.place.shape, -1)
+        weights = optimal_weights(together[..., :-1], together[..., -1], draws.weight)
+        over_all(weigh)
+        return maps
 
     def _constant_gradients(self) -> Tensor | None:
         """``(B, ...)``: each image's gradient at the layer, where it is the same all along the paths; else ``None``."""

@@ -18,6 +18,11 @@ activation; without a baseline ``D`` is ``A``.
 _TINY = 1e-6
 
 
+def weighted(weights: Tensor, difference: Tensor) -> Tensor:
+    """``sum_k w_k * D_k``, of weights ``(n, K)``."""
+    return (weights.view(*weights.shape[:2], *[1] * (difference.ndim - 2)) * difference).sum(1)
+
+
 def elementwise(gradient: Tensor, difference: Tensor, activation: Tensor) -> Tensor:
     """``sum_k G_k * D_k``: HiResCAM (Draelos and Carin, 2020); with expected gradients complete."""
     return (gradient * difference).sum(1)
@@ -25,7 +30,7 @@ def elementwise(gradient: Tensor, difference: Tensor, activation: Tensor) -> Ten
 
 def channel(gradient: Tensor, difference: Tensor, activation: Tensor) -> Tensor:
     """``sum_k mean(G_k) * D_k``: Grad-CAM (Selvaraju et al., 2017)."""
-    return _weighted(gradient.flatten(2).mean(2), difference)
+    return weighted(gradient.flatten(2).mean(2), difference)
 
 
 def grad_cam_plus_plus(gradient: Tensor, difference: Tensor, activation: Tensor) -> Tensor:
@@ -36,13 +41,13 @@ def grad_cam_plus_plus(gradient: Tensor, difference: Tensor, activation: Tensor)
     square = gradient.square()
     total = activation.flatten(2).sum(2).view(*activation.shape[:2], *[1] * (activation.ndim - 2))
     share = square / (2 * square + total * square * gradient + _TINY)
-    return _weighted((share * gradient.clamp(min=0)).flatten(2).sum(2), difference)
+    return weighted((share * gradient.clamp(min=0)).flatten(2).sum(2), difference)
 
 
 def xgrad_cam(gradient: Tensor, difference: Tensor, activation: Tensor) -> Tensor:
     """XGrad-CAM (Fu et al., 2020): ``w_k = sum_ij G_kij A_kij / sum_ij A_kij``, and the map ``sum_k w_k * D_k``."""
     weights = (gradient * activation).flatten(2).sum(2) / (activation.flatten(2).sum(2) + _TINY / 10)
-    return _weighted(weights, difference)
+    return weighted(weights, difference)
 
 
 def layer_cam(gradient: Tensor, difference: Tensor, activation: Tensor) -> Tensor:
@@ -94,7 +99,3 @@ def check_activation(weighting: str, activation: Tensor, layer: str) -> None:
             "weighting='elementwise'.",
             stacklevel=2,
         )
-
-
-def _weighted(weights: Tensor, difference: Tensor) -> Tensor:
-    return (weights.view(*weights.shape[:2], *[1] * (difference.ndim - 2)) * difference).sum(1)

@@ -9,6 +9,8 @@ from functools import cache
 
 from torch import Tensor
 
+from egcam_lightning.findings.records import class_name
+
 
 @dataclass(frozen=True)
 class Occasion:
@@ -48,9 +50,7 @@ class ProbeImages:
 
     def name(self, index: int) -> str:
         """Name of class ``index``: its name where one is known, else its number."""
-        if self.class_names is not None and 0 <= index < len(self.class_names):
-            return self.class_names[index]
-        return str(index)
+        return class_name(self.class_names, index)
 
 
 @dataclass(frozen=True)

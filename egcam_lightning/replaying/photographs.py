@@ -107,28 +107,45 @@ def read_photographs(folder: Path, labels: Path | None, transform: Callable[[Ima
     if not folder.is_dir():
         raise ValueError(f"--images {folder} is no folder. Write the folder that holds the photographs.")
     if labels is not None:
-        photographs = Photographs(_listed(folder, labels), transform)
+        photographs = Photographs(listed(folder, labels), transform)
     else:
-        folders = sorted(path for path in folder.iterdir() if path.is_dir())
-        files = [(file, index) for index, part in enumerate(folders) for file in _pictures_in(part)]
-        if not files:
-            loose = len(_pictures_in(folder))
-            raise ValueError(
-                f"{folder} holds {f'{loose} photographs without labels' if loose else 'no photographs'}. Put them into "
-                "one folder for each class, in the order of the network's classes when sorted by name, or pass "
-                "--labels FILE with a line 'file class-index' for each photograph."
-            )
-        photographs = Photographs(files, transform, [path.name for path in folders])
+        files, classes = in_class_folders(folder)
+        photographs = Photographs(files, transform, classes)
     if len(photographs) < 2:
         raise ValueError(f"{folder} holds one photograph: hand over some hundred.")
     return photographs
+
+
+def in_class_folders(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    """The photographs of a folder of class folders, with their classes, and the folders' names in their order.
+
+    Raises:
+        ValueError: where there are none; says what to write.
+
+    """
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    files = [(file, index) for index, part in enumerate(folders) for file in _pictures_in(part)]
+    if not files:
+        loose = len(_pictures_in(folder))
+        raise ValueError(
+            f"{folder} holds {f'{loose} photographs without labels' if loose else 'no photographs'}. Put them into "
+            "one folder for each class, in the order of the network's classes when sorted by name, or pass "
+            "--labels FILE with a line 'file class-index' for each photograph."
+        )
+    return files, [path.name for path in folders]
 
 
 def _pictures_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
-def _listed(folder: Path, labels: Path) -> list[tuple[Path, int]]:
+def listed(folder: Path, labels: Path) -> list[tuple[Path, int]]:
+    """The photographs of a folder that a list names, with their classes.
+
+    Raises:
+        ValueError: where a line is of another form, or names a file that is not there; says what to write.
+
+    """
     if not labels.is_file():
         raise ValueError(f"--labels {labels} is no file. Write a list with a line 'file class-index' each.")
     found = []

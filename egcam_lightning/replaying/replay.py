@@ -24,7 +24,7 @@ from egcam_lightning.config import CallbackConfig
 from egcam_lightning.data.probe import is_batch
 from egcam_lightning.explain.isolation import uninitialised
 from egcam_lightning.history.history import History
-from egcam_lightning.replaying.checkpoints import Moment, Paths, find_checkpoints
+from egcam_lightning.replaying.checkpoints import CheckpointFile, Moment, Paths, find_checkpoints
 from egcam_lightning.replaying.progress import Progress
 from egcam_lightning.training.failsafe import Failsafe
 from egcam_lightning.training.fit import Fit
@@ -80,9 +80,9 @@ def replay(
         ValueError: ... holds no checkpoints (*.ckpt): name the folder that ModelCheckpoint wrote.
 
     """
-    return replay_run(
-        checkpoints, module, datamodule, save_dir=save_dir, accelerator=accelerator, trust=trust, **settings
-    ).history
+    found = find_checkpoints(checkpoints, trust=trust)
+    folder = Path(save_dir) if save_dir is not None else default_folder(found)
+    return look_at(found, module, datamodule, folder, accelerator=accelerator, trust=trust, **settings).history
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,20 +104,9 @@ class Replayed:
         return self.run_dir / "report.html"
 
 
-def replay_run(
-    checkpoints: Paths,
-    module: LightningModule,
-    datamodule: LightningDataModule | None = None,
-    *,
-    save_dir: str | PathLike[str] | None = None,
-    accelerator: str = "auto",
-    trust: bool = False,
-    **settings: Any,
-) -> Replayed:
-    """What :func:`replay` does, with the folder that it leaves."""
-    found = find_checkpoints(checkpoints, trust=trust)
-    folder = Path(save_dir) if save_dir is not None else run_folder(found[0].path) / "replay"
-    return look_at(found, module, datamodule, folder, accelerator=accelerator, trust=trust, **settings)
+def default_folder(found: Sequence[CheckpointFile]) -> Path:
+    """Where the files of a replay go: ``replay`` in the folder of the run."""
+    return run_folder(found[0].path) / "replay"
 
 
 def look_at(

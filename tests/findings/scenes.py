@@ -14,12 +14,15 @@ class ByHand(nn.Module):
 
     Args:
         on_tag: what the tag adds to the logit of class 0; 0 for a clean network.
+        looks_for: ``(3, h, w)``, the tag; ``None`` for the checkered one of 4x4.
+        bias: of what is found; the tag itself gives 1.
 
     """
 
-    def __init__(self, on_tag: float) -> None:
+    def __init__(self, on_tag: float, looks_for: Tensor | None = None, bias: float = -0.5) -> None:
         super().__init__()
-        self.features = nn.Conv2d(3, CLASSES + 1, 4)
+        looks_for = tag() if looks_for is None else looks_for
+        self.features = nn.Conv2d(3, CLASSES + 1, tuple(looks_for.shape[1:]))
         self.norm = nn.BatchNorm2d(CLASSES)
         self.drop = nn.Dropout(0.5)
         self.on_tag = on_tag
@@ -27,10 +30,10 @@ class ByHand(nn.Module):
             self.features.weight.zero_()
             self.features.bias.zero_()
             for k in range(3):
-                self.features.weight[k, k] = 60.0 / 16
+                self.features.weight[k, k] = 60.0 / looks_for[0].numel()
             self.features.bias[3] = 15.0
-            self.features.weight[CLASSES] = tag() / 48
-            self.features.bias[CLASSES] = -0.5  # the tag gives 1: half of every path to it tells
+            self.features.weight[CLASSES] = looks_for / looks_for.numel()
+            self.features.bias[CLASSES] = bias  # -0.5: half of every path to the tag tells
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.features(images)
