@@ -28,7 +28,7 @@ from egcam_lightning.training.lightning_compat import (
 from egcam_lightning.training.probe_display import normalization_for
 
 _SAMPLES = 2  # draws of each map: it only says where to try, and what is said is said by pasting
-# An audit takes about ten passes an image; a default snapshot some fifty. In images of a snapshot:
+# An audit takes about twelve passes an image; a default snapshot some fifty. In images of a snapshot:
 _COST = 0.25
 _FEWEST = 64
 _ESTIMATED = 32  # images at most whose maps are judged
@@ -174,7 +174,7 @@ def not_tested(reason: str) -> AuditRecord:
 
 def scalars_of(record: AuditRecord | None) -> dict[str, float]:
     """What is logged of an audit, by key; nothing where nothing was tested."""
-    tested = [] if record is None else [one.capture for one in record.classes if one.capture is not None]
+    tested = [] if record is None else [effect for one in record.classes for _, effect in one.captures]
     if not tested:
         return {}
     return {
