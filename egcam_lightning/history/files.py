@@ -57,7 +57,7 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
 
     """
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **{k: np.ascontiguousarray(v) for k, v in arrays.items()})
+    np.savez_compressed(buffer, **{k: np.ascontiguousarray(v) for k, v in arrays.items()})
     replace_file(path, buffer.getvalue())
 
 

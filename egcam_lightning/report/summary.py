@@ -20,7 +20,7 @@ SETTLED_SHARE = 0.1
 
 _NOT_AUDITED = (
     "Not tested for shortcuts: the audit, which pastes patches of validation images into others, runs at the end of "
-    "the fit (`audit_images`)."
+    "the fit."
 )
 
 _PLACES = (
@@ -76,7 +76,7 @@ def summarise(history: History) -> Summary:
         lead = audit.sentence
     if not _is_empty(last):  # of empty maps nothing is faithful, lies anywhere or moves
         sentences = (*sentences, *_faithfulness(last), _on_object(history), _changes(last))
-    sentences = (*sentences, _predictions(history))
+    sentences = (*sentences, _predictions(history), _still_to_come(history))
     when = "Before training" if last.when == "start" else f"Epoch {last.epoch}, step {last.step}"
     clear = audit is not None and audit.clear and not alarm
     return Summary(alarm, when, lead, tuple(s for s in sentences if s), clear)
@@ -134,7 +134,7 @@ def _where(history: History) -> tuple[bool, str, str]:
     if _is_empty(snapshot):
         lead = "Nothing in the pictures speaks for the explained classes: every map is empty."
         causes = "A model that answers every picture alike does this, as after training has diverged: look at the loss."
-        return True, lead, f"{causes} Where it predicts well, another `target_layer` may show more."
+        return True, lead, f"{causes} Where it predicts well, maps of another layer may show more."
     consensus = snapshot.metrics.get("consensus")
     where = place(mean_map(snapshot.attribution))
     if consensus is None:
@@ -209,6 +209,13 @@ def _changes(snapshot: Snapshot) -> str:
         return ""
     state = "Where it looks has settled" if share <= SETTLED_SHARE else "Where it looks is still changing"
     return f"{state}: since the previous snapshot {_percent(share)} of the maps moved by more than noise."
+
+
+def _still_to_come(history: History) -> str:
+    """What a young run cannot say yet."""
+    if len(history) > 2 or "drift/previous" in history.snapshots[-1].metrics:
+        return ""
+    return "Whether the maps change is not known yet: that takes the snapshots of two epochs. Reload this page then."
 
 
 def _predictions(history: History) -> str:
