@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wandb
 from PIL import Image
 
 from egcam_lightning import History
@@ -29,6 +30,7 @@ def example(monkeypatch, tmp_path):
 
     yield load
     torch.set_rng_state(state)
+    wandb.finish()  # as the end of a script does
     for name in set(sys.modules) - before:
         if str(EXAMPLES) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]

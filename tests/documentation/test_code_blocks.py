@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 import torch
+import wandb
 import yaml
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -108,6 +109,7 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch):
         # Padded, so that an error names the page's own line.
         exec(compile("\n" * (line - 1) + block, page, "exec"), names)
     mpl.pyplot.close("all")
+    wandb.finish()
 
 
 _INIT = egcam_lightning.ExpectedGradCAMCallback.__init__
