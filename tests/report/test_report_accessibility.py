@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import matplotlib
+import numpy as np
 import pytest
 
 from egcam_lightning import audit
 from egcam_lightning.pictures.patches import as_shown
+from egcam_lightning.report.payload import DIVERGING, SEQUENTIAL
 from tests.findings.scenes import ByHand, images_of
 from tests.report.page_actions import position, settle
 from tests.support.snapshots import make_history
@@ -161,3 +164,11 @@ def test_a_young_run_has_words_pictures_and_numbers(show, count):
         assert page.locator(".row .strip").first.bounding_box()["width"] >= 120 * count
     assert page.evaluate("document.querySelector('#rows .row').getBoundingClientRect().top < innerHeight")
     assert ("not known yet" in page.locator(".summary").inner_text()) == (count < 3)
+
+
+def test_the_default_colours_of_a_map_can_be_told_apart_without_seeing_colours():
+    brightness = matplotlib.colormaps[SEQUENTIAL[0]](np.linspace(0, 1, 256))[:, :3] @ (0.2126, 0.7152, 0.0722)
+    assert (np.diff(brightness) > -1e-3).all()
+    assert brightness[-1] - brightness[0] > 0.8
+    red_to_blue = matplotlib.colormaps[DIVERGING[0]]([0.0, 1.0])  # not red and green, which one man in twelve mixes up
+    assert abs(red_to_blue[0] - red_to_blue[1])[2] > 0.2
