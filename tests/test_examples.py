@@ -113,3 +113,16 @@ def test_the_four_runs_of_the_documentation_are_trained(example, tmp_path):
     assert not data.val.masks[tagged][:, four.tag_mask()].any()
     assert four.make_run("shortcut", 0)[0].shortcut
     assert four.make_run("collapse", 0)[1].lr > 100 * four.make_run("healthy", 0)[1].lr
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_documentation_are_drawn(example, tmp_path):
+    pytest.importorskip("sklearn")
+    words = ["--only", "healthy", "shortcut", "--epochs", "1", "--out", str(tmp_path / "four")]
+    example("four_runs").main(words)
+    example("good_and_bad").main(["--runs", str(tmp_path / "four"), "-o", str(tmp_path / "figures")])
+    for name in ("numbers", "path"):
+        with Image.open(tmp_path / "figures" / f"{name}.png") as figure:
+            assert min(figure.size) > 300
+    with pytest.raises(SystemExit):
+        example("good_and_bad").main(["--runs", str(tmp_path / "nothing")])
