@@ -116,6 +116,7 @@ def test_the_four_runs_of_the_documentation_are_trained(example, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_figures_of_the_documentation_are_drawn(example, tmp_path):
     pytest.importorskip("sklearn")
     words = ["--only", "healthy", "shortcut", "--epochs", "1", "--out", str(tmp_path / "four")]
