@@ -1,8 +1,8 @@
 """Everything that W&B can show of a run: panels, overlays, a table, the timeline page, and alerts.
 
 It trains the quickstart's network with a planted shortcut, so that the alert on ``consensus`` goes off. The run stays
-offline unless you are logged in; ``wandb sync`` sends it later. How to lay out a workspace from its keys is in the
-README.
+offline unless you are logged in; ``wandb sync`` sends it later. How to lay out a workspace from its keys is in
+docs/loggers.md.
 """
 
 from __future__ import annotations

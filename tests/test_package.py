@@ -34,11 +34,24 @@ def test_every_public_name_is_there_and_documented():
         assert getattr(egcam_lightning.metrics, name).__doc__, name
 
 
-def test_the_version_is_that_of_the_metadata():
-    assert f'version = "{egcam_lightning.__version__}"' in (ROOT / "pyproject.toml").read_text().splitlines()
+def test_the_version_stands_in_one_place():
+    named = [
+        path for path in ROOT.glob("*.*") if path.is_file() and f'"{egcam_lightning.__version__}"' in path.read_text()
+    ]
+    assert named == []
+    assert 'path = "egcam_lightning/__init__.py"' in (ROOT / "pyproject.toml").read_text().splitlines()
 
 
-def test_the_readme_names_every_key_that_the_callback_may_log_and_no_other(tmp_path):
+def test_the_changelog_has_the_groups_of_keep_a_changelog():
+    lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
+    versions = [line for line in lines if line.startswith("## ")]
+    assert versions[0] == "## [Unreleased]"
+    assert all(re.fullmatch(r"## \[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", line) for line in versions[1:])
+    groups = {line.removeprefix("### ") for line in lines if line.startswith("### ")}
+    assert groups <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_the_page_of_numbers_names_every_key_that_the_callback_may_log_and_no_other(tmp_path):
     """Those that a fit with all metrics logs, and those that a snapshot may have besides."""
     masked = [TensorDataset(*data.tensors, data.tensors[0][:, 0] > 1) for data in (squares(32), squares(16, seed=1))]
     callback = make_callback(num_samples=8, metrics=tuple(METRICS), masks_key=2)
@@ -48,7 +61,7 @@ def test_the_readme_names_every_key_that_the_callback_may_log_and_no_other(tmp_p
     assert METRICS.keys() < logged
     known = logged | _describe(callback.history[-1]).keys() | set(AUDITED)  # so few images may be too few for an audit
     assert known - logged - set(AUDITED) == {"not_finite", "off_grid"}
-    table = (ROOT / "README.md").read_text().split("| key | | what it says |")[1].split("\n\n")[0]
+    table = (ROOT / "docs" / "numbers.md").read_text().split("| key | | what it says |")[1].split("\n\n")[0]
     rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
     named = {key for row in rows for key in re.findall(r"`([^` ]+)`", row[1])}
     assert named == known

@@ -122,7 +122,12 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="exit with 1 where this holds of the last values, such as 'capture/excess>0.3'; may be repeated",
     )
-    parser.add_argument("--junit", metavar="FILE", type=Path, help="write the limits as JUnit XML, a test case each")
+    parser.add_argument(
+        "--junit",
+        metavar="FILE",
+        type=Path,
+        help="write the limits as JUnit XML, which continuous integration reads: a test case each",
+    )
 
 
 def limits_of(arguments: argparse.Namespace) -> list[Limit]:

@@ -57,7 +57,9 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
 
     """
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **{k: np.ascontiguousarray(v) for k, v in arrays.items()})
+    # Without `allow_pickle`: before NumPy 2.1 that is one more array to be stored.
+    contiguous: dict[str, Any] = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    np.savez_compressed(buffer, **contiguous)
     replace_file(path, buffer.getvalue())
 
 

@@ -152,7 +152,7 @@ NUMBERS: dict[str, Number] = {
     "insertion_auc": Number(
         "Insertion AUC",
         *_HIGHER,
-        "Mean score while pixels are put in, the most relevant first.",
+        "Area under the curve (AUC): the mean score while pixels are put in, the most relevant first.",
         1.0,
         metric=m.InsertionAUC,
         default=True,
@@ -160,7 +160,7 @@ NUMBERS: dict[str, Number] = {
     "deletion_auc": Number(
         "Deletion AUC",
         *_LOWER,
-        "Mean score while pixels are taken out, the most relevant first.",
+        "Area under the curve (AUC): the mean score while pixels are taken out, the most relevant first.",
         1.0,
         metric=m.DeletionAUC,
         default=True,
@@ -223,7 +223,10 @@ NUMBERS: dict[str, Number] = {
         "Off the grid", "", "what maps cannot show", "Share of attribution that has no place on the image.", 1.0
     ),
     "not_finite": Number(
-        "Not finite", *_LOWER, "Share of the explanations with NaN or infinity, which no other number counts.", 1.0
+        "Not finite",
+        *_LOWER,
+        "Share of the explanations with NaN (not a number) or infinity, which no other number counts.",
+        1.0,
     ),
 }
 

@@ -20,7 +20,7 @@ SETTLED_SHARE = 0.1
 
 _NOT_AUDITED = (
     "Not tested for shortcuts: the audit, which pastes patches of validation images into others, runs at the end of "
-    "the fit (`audit_images`)."
+    "the fit."
 )
 
 _PLACES = (
@@ -74,7 +74,9 @@ def summarise(history: History) -> Summary:
     if audit is not None and audit.findings:
         alarm, sentences = True, (*said_first(audit), lead, reading)
         lead = audit.sentence
-    sentences = (*sentences, *_faithfulness(last), _on_object(history), _changes(last), _predictions(history))
+    if not _is_empty(last):  # of empty maps nothing is faithful, lies anywhere or moves
+        sentences = (*sentences, *_faithfulness(last), _on_object(history), _changes(last))
+    sentences = (*sentences, _predictions(history), _still_to_come(history))
     when = "Before training" if last.when == "start" else f"Epoch {last.epoch}, step {last.step}"
     clear = audit is not None and audit.clear and not alarm
     return Summary(alarm, when, lead, tuple(s for s in sentences if s), clear)
@@ -122,13 +124,26 @@ def place(heat: Tensor) -> str | None:
     return _PLACES[row][column]
 
 
+def _is_empty(snapshot: Snapshot) -> bool:
+    """Whether a trained model's maps have nothing positive in them, any of them."""
+    return snapshot.when != "start" and snapshot.metrics.get("degenerate") == 1
+
+
 def _where(history: History) -> tuple[bool, str, str]:
     snapshot = history.snapshots[-1]
+    if _is_empty(snapshot):
+        lead = "Nothing in the pictures speaks for the explained classes: every map is empty."
+        causes = "A model that answers every picture alike does this, as after training has diverged: look at the loss."
+        return True, lead, f"{causes} Where it predicts well, maps of another layer may show more."
     consensus = snapshot.metrics.get("consensus")
     where = place(mean_map(snapshot.attribution))
     if consensus is None:
         at = f"most often at {where}" if where else "at no one place in particular"
-        return False, f"Over all pictures the model looks {at}.", "Consensus is not known: it needs two classes."
+        return (
+            False,
+            f"Over all pictures the model looks {at}.",
+            "Consensus, how alike the maps of different classes are, is not known: it needs maps of two classes.",
+        )
     value = f"Consensus is {consensus:.2f}"
     scale = "(1 is the same map for every class; clean training was measured at 0.4 to 0.7, shortcuts at 0.98 and more)"
     if snapshot.when == "start":
@@ -194,6 +209,13 @@ def _changes(snapshot: Snapshot) -> str:
         return ""
     state = "Where it looks has settled" if share <= SETTLED_SHARE else "Where it looks is still changing"
     return f"{state}: since the previous snapshot {_percent(share)} of the maps moved by more than noise."
+
+
+def _still_to_come(history: History) -> str:
+    """What a young run cannot say yet."""
+    if len(history) > 2 or "drift/previous" in history.snapshots[-1].metrics:
+        return ""
+    return "Whether the maps change is not known yet: that takes the snapshots of two epochs. Reload this page then."
 
 
 def _predictions(history: History) -> str:

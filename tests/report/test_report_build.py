@@ -126,11 +126,20 @@ def test_objects_that_are_always_in_the_same_place_are_no_alarm_where_masks_say_
 def test_what_is_not_known_is_not_said():
     history = change_last(make_history(masks=False), **dict.fromkeys(make_history(masks=False)[-1].metrics))
     said = summarise(replace(history, probe=replace(history.probe, labels=None)))
-    assert said.details[0] == "Consensus is not known: it needs two classes."
+    assert said.details[0].endswith("is not known: it needs maps of two classes.")
     assert len(said.details) == 2
     assert "Not tested for shortcuts" in said.details[1]
     assert not summarise(make_history(snapshots=1, shortcut=True)).alarm
     assert "before training" in summarise(make_history(snapshots=1)).lead
+
+
+def test_empty_maps_of_a_trained_model_are_an_alarm_and_nothing_else_is_read_off_them():
+    history = change_last(make_history(), degenerate=1.0, completeness_gap=1.0, consensus=None)
+    said = summarise(history)
+    assert said.alarm
+    assert "every map is empty" in said.lead
+    assert not [sentence for sentence in said.details if "settled" in sentence or "completeness" in sentence]
+    assert "every map is empty" not in summarise(change_last(make_history(snapshots=1), degenerate=1.0)).lead
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ async function start() {
     view.style = { accent: of("--accent"), muted: of("--muted"), rule: of("--rule"), moved: of("--moved"), paper: of("--paper"), font: "system-ui, sans-serif" };
     const narrow = window.innerWidth < 700;
     view.tile = narrow ? 96 : 124;
-    view.thumb = narrow ? 46 : 60;
+    view.thumb = last < 3 ? view.tile : narrow ? 46 : 60; // few snapshots have room
     for (const run of view.runs) run.room = undefined;
     redraw();
   }

@@ -1,0 +1,1 @@
+"""What the documentation says is so: its code runs, its links lead somewhere, its messages are the package's."""
