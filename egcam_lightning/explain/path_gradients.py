@@ -265,7 +265,11 @@ class PathGradients:
         pairs = range(chunk.start, chunk.stop)
         count = len(image_index)
         images, samples = [image_index[p % count] for p in pairs], [p // count for p in pairs]
-        return sample_noise(base.shape[1:], images, samples, self.seed).to(base.device)
+        # The CPU draws the next chunk's while a device works on this one; a copy from ordinary memory is safe to leave
+        # to itself there, but not on every other device.
+        return sample_noise(base.shape[1:], images, samples, self.seed).to(
+            base.device, non_blocking=base.device.type != "mps"
+        )
 
     def _changes(self, point: Tensor, output: Tensor, rows: Tensor) -> Tensor:
         """``(n, K + 1)``: from points to their images, the change of each channel's mean and, last, of the score."""

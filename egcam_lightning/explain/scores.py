@@ -257,7 +257,7 @@ def check_logits(output: Any, target: Tensor | None) -> None:
                 f"but got {tuple(target.shape)}" + (f" and {empty} empty ones." if empty else ".")
             )
     elif target is not None and target.numel():
-        low, high = int(target.min()), int(target.max())
+        low, high = torch.stack(target.aminmax()).tolist()
         if low < 0 or high >= num_classes(output):
             raise ValueError(
                 f"Expected targets between 0 and {num_classes(output) - 1}, the classes of the model's output of shape "
