@@ -88,6 +88,11 @@ class OutputScore:
         )
 
     @property
+    def takes_some_images(self) -> bool:
+        """Whether it may be asked of some of the images alone, and of the others later."""
+        return True
+
+    @property
     def shown(self) -> OutputScore:
         """The score that insertion and deletion follow: a probability, where there is one."""
         return self
@@ -178,6 +183,11 @@ class RegionScore(OutputScore):
         """The mean over each image's own region."""
         region = self._region(output, target)
         return lambda points, rows: self._mean(points, target[rows], region[rows])
+
+    @property
+    def takes_some_images(self) -> bool:
+        """Not where each has a region that it was given."""
+        return self._mask is None or len(self._mask) == 1
 
     @property
     def shown(self) -> OutputScore:
