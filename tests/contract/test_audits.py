@@ -201,6 +201,7 @@ class Counting(Fixed):
 
 
 @pytest.mark.timeout(90)
+@pytest.mark.cpu("two processes and gloo")
 def test_two_processes_share_an_audit_and_find_what_one_does(tmp_path):
     images, labels = images_of(13, tagged=0.5)
     data = TensorDataset(images, labels)
@@ -225,6 +226,7 @@ def test_two_processes_share_an_audit_and_find_what_one_does(tmp_path):
 
 
 @pytest.mark.timeout(90)
+@pytest.mark.cpu("two processes and gloo")
 def test_an_audit_that_fails_in_one_process_stops_neither(tmp_path):
     class Breaks(Fixed):
         def forward(self, x):
