@@ -8,7 +8,7 @@ import pytest
 
 from tests.documentation.pages import PAGES, ROOT, prose
 
-LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?:!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(|<img src=\")([^)\s\"]+)")
 
 
 def slug(heading: str) -> str:

@@ -8,7 +8,13 @@ import sys
 
 import pytest
 
+import egcam_lightning
 from tests.documentation.pages import ROOT
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = "".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md")).splitlines()
+    assert [name for name in egcam_lightning.__all__ if f"::: egcam_lightning.{name}" not in reference] == []
 
 
 @pytest.mark.slow
