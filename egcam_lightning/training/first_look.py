@@ -64,7 +64,7 @@ def look_at_model(fit: Fit, probe: Probe) -> tuple[Snapshotter, str]:
     run_state.adopt(probe)
     assert run_state.probe is not None
     probe = run_state.probe
-    explainer = ExpectedGradCAM(module, **config.explainer.arguments(forward_fn=fit.forward))
+    explainer = ExpectedGradCAM(module, **fit.explainer.arguments())
     inputs = probe.inputs(torch.arange(min(len(probe), 4)), module.device)
     with fit.isolated(), torch.no_grad():
         output = explainer.logits(fit.attempt(*inputs))
