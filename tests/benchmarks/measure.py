@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
+import os
+import socket
 import statistics
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -76,6 +79,23 @@ def added_tensors(work: Callable[[], Any]) -> float:
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return float(max(itertools.accumulate(sizes, initial=0)))
+
+
+def received_bytes() -> int:
+    """Bytes that this process's connections have received since they were made, by what Linux tells of each of them."""
+    total = 0
+    for file in Path("/proc/self/fd").iterdir():
+        try:
+            if not str(file.readlink()).startswith("socket:"):
+                continue
+            connection = socket.socket(fileno=os.dup(int(file.name)))
+        except OSError:  # closed meanwhile
+            continue
+        with connection:
+            if connection.family == socket.AF_INET and connection.type == socket.SOCK_STREAM:
+                told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                total += struct.unpack_from("Q", told, 128)[0]
+    return total
 
 
 def _status(field: str) -> int:
