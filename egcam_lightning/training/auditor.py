@@ -91,7 +91,7 @@ def audit_fit(fit: Fit, snapshot_seconds: float, count: int) -> AuditRecord:
     """
     trainer, module, config, group = fit.trainer, fit.module, fit.config, fit.process_group
     expected = count * _seconds_an_image(snapshot_seconds, _explained(fit))
-    fit.announce_wait(f"Auditing {count} images: pasting patches into others", expected / group.world)
+    fit.announce_wait(f"Auditing {count} images: pasting patches into others", expected / group.shares.count)
     explainer = replace(fit.explainer, num_samples=_SAMPLES)
     with validation_data(trainer, module):
         read = group.run_or_raise_everywhere(lambda: _read(fit, count) if group.rank == 0 else None)

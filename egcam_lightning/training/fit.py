@@ -60,7 +60,7 @@ class Fit:
         asked = replace(self.config.explainer, forward_fn=self.forward)
         if asked.chunk_size is not None or not self.process_group.shards_weights:
             return asked
-        return replace(asked, chunk_size=-(-self.config.num_images // self.process_group.world))
+        return replace(asked, chunk_size=-(-self.config.num_images // self.process_group.shares.count))
 
     @contextmanager
     def isolated(self) -> Iterator[None]:

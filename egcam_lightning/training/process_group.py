@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from egcam_lightning.training.sharded_weights import ShardedWeights
+from egcam_lightning.training.strategies import Shares
 from egcam_lightning.training.turns import Turns
 
 Result = TypeVar("Result")
@@ -22,7 +23,7 @@ class LostProcess(RuntimeError):
 class ProcessGroup:
     """Splits work over the processes of a strategy and gathers what they found.
 
-    Shares are interleaved and padded to one length, since gathering needs equal shapes everywhere.
+    Shares are interleaved and padded to one length, so that processes make about the same passes.
 
     Args:
         strategy: the Trainer's strategy.
@@ -37,6 +38,7 @@ class ProcessGroup:
         self._strategy = strategy
         self.rank = int(getattr(strategy, "global_rank", 0))
         self.world = int(getattr(strategy, "world_size", 1))
+        self.shares = Shares.of(strategy)
         self._lost: LostProcess | None = None
         self._weights = None if module is None or self.world == 1 else ShardedWeights(module)
         if self.world > 1:
@@ -70,11 +72,11 @@ class ProcessGroup:
         """Rows of ``count`` that this process works on.
 
         Returns:
-            The rows, as many in every process, and how many of them are its own; the rest is padding.
+            The rows, as many in every process, and how many of them are its share's own; the rest is padding.
 
         """
-        length = -(-count // self.world)
-        rows = torch.arange(length * self.world)[self.rank :: self.world]
+        parts = self.shares.count
+        rows = torch.arange(-(-count // parts) * parts)[self.shares.own :: parts]
         return rows % count, int((rows < count).sum())
 
     def gather(self, share: Tensor, count: int) -> Tensor:
@@ -102,7 +104,7 @@ class ProcessGroup:
         """``(world, ...)`` on the CPU: a value of one shape from every process."""
         if self.world == 1:
             return value[None].cpu()
-        return self.assemble(value[None], torch.tensor([self.rank]), self.world)
+        return self._added(value[None], torch.tensor([self.rank]), self.world)
 
     def all(self, flag: bool) -> bool:
         """Whether ``flag`` is true in every process."""
@@ -131,10 +133,14 @@ class ProcessGroup:
 
         Args:
             part: this process's rows ``(n, ...)``, of the same shape and type everywhere, but for their number.
-            rows: ``(n,)``, where they belong; each row belongs to one process.
+            rows: ``(n,)``, where they belong; each row belongs to one share.
             count: rows of the whole.
 
         """
+        counts = None if self.shares.hands_in else 0
+        return self._added(part[:counts], rows[:counts], count)
+
+    def _added(self, part: Tensor, rows: Tensor, count: int) -> Tensor:
         if self.world == 1:
             return part.cpu()
         whole = part.new_zeros(count, *part.shape[1:])

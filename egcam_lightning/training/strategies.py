@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -46,9 +47,29 @@ def _why_not(strategy: Any) -> str:
 
         if not hasattr(FSDPModule, "reset_iter_state"):
             return "a pass that fails can only be undone with a newer torch. Update torch, use DDP"
-        if strategy.device_mesh["tensor_parallel"].size() > 1:
-            return (
-                "the processes of a tensor-parallel group must make the same passes, and ours do not. Use "
-                "`data_parallel_size` for all devices with `fully_shard` in `configure_model` (FSDP2), or DDP"
-            )
     return ""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How work is split over processes.
+
+    Attributes:
+        count: into how many shares. Processes that are parallel within layers (tensor parallelism) make each pass
+            together, and so do the same share.
+        own: which of them this process does.
+        hands_in: whether what this process found counts, where others have found the same.
+
+    """
+
+    count: int
+    own: int
+    hands_in: bool = True
+
+    @classmethod
+    def of(cls, strategy: Any) -> Shares:
+        """Those of a strategy, with its processes started."""
+        if any("ModelParallel" in kind.__name__ for kind in type(strategy).__mro__):
+            data, layers = (strategy.device_mesh[name] for name in ("data_parallel", "tensor_parallel"))
+            return cls(data.size(), data.get_local_rank(), layers.get_local_rank() == 0)
+        return cls(int(getattr(strategy, "world_size", 1)), int(getattr(strategy, "global_rank", 0)))

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from scipy import stats
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback, History
@@ -484,7 +485,6 @@ def start(strategy):
         FSDPStrategy(),
         type("MyFSDP", (FSDPStrategy,), {})(),
         strategy_named("DeepSpeedStrategy", zero_stage_3=True),
-        strategy_named("ModelParallelStrategy", device_mesh={"tensor_parallel": SimpleNamespace(size=lambda: 2)}),
     ],
 )
 def test_a_strategy_that_it_would_wait_under_is_refused_in_setup_by_name(strategy):
@@ -498,13 +498,16 @@ def test_a_strategy_that_it_would_wait_under_is_refused_in_setup_by_name(strateg
 
 @pytest.mark.parametrize(
     "strategy",
-    [
-        strategy_named("DeepSpeedStrategy", zero_stage_3=False),
-        strategy_named("ModelParallelStrategy", device_mesh={"tensor_parallel": SimpleNamespace(size=lambda: 1)}),
-    ],
+    [strategy_named("DeepSpeedStrategy", zero_stage_3=False), strategy_named("ModelParallelStrategy")],
 )
 def test_strategies_that_leave_each_process_its_own_passes_are_not_refused(strategy):
     start(strategy)
+
+
+def test_a_torch_that_cannot_undo_a_failed_pass_under_fsdp2_is_refused(monkeypatch):
+    monkeypatch.delattr(FSDPModule, "reset_iter_state")
+    with pytest.raises(MisconfigurationException, match="Update torch, use DDP, or remove"):
+        start(strategy_named("ModelParallelStrategy"))
 
 
 def test_deepspeeds_stages_are_told_apart():

@@ -14,12 +14,14 @@ from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from egcam_lightning.metrics.registry import DEFAULT_METRICS
 from egcam_lightning.training import sharded_weights
 from egcam_lightning.training.fit import Fit
+from egcam_lightning.training.process_group import ProcessGroup
 from tests.contract.test_scales import EverySecond, Share, assert_close, assert_same, rank
 from tests.support.faulty import complaints
 from tests.support.fingerprints import Recorder, assert_same_training
@@ -45,6 +47,7 @@ class Sharded(Net):
         if self._device_mesh is not None:
             for unit in (self.features[0], self.features[4], self.head, self):
                 fully_shard(unit, mesh=self.device_mesh["data_parallel"])
+                unit.set_reduce_scatter_unused_params(True)  # reduces zeros where there is no gradient
 
     def forward(self, x):
         self.calls += 1
@@ -57,10 +60,10 @@ class Sharded(Net):
 
 
 class Watch(Callback):
-    """Writes down the units that a process gathers for us, in order, and how many it holds at most at once."""
+    """Writes down the units that a process gathers for us, and how many it holds at most, and between two passes."""
 
     def __init__(self, folder, watched):
-        self.folder, self.watched, self.units, self.most = folder, watched, [], 0
+        self.folder, self.watched, self.units, self.most, self.kept = folder, watched, [], 0, 0
 
     def setup(self, trainer, pl_module, stage):
         gather = sharded_weights._AllGather.__call__
@@ -68,20 +71,30 @@ class Watch(Callback):
         def logged(each, *args, **kwargs):
             result = gather(each, *args, **kwargs)
             self.units.append(each._take_turn.args[0])
-            units = sharded_weights.ShardedWeights(pl_module)._units
-            self.most = max(self.most, sum(unit.is_unsharded for unit in units))
+            self.most = max(self.most, held())
             return result
 
+        def held():
+            return sum(unit.is_unsharded for unit in sharded_weights.ShardedWeights(pl_module)._units)
+
+        begin = ProcessGroup.begin_pass
+
+        def begun(group):
+            begin(group)
+            self.kept = max(self.kept, held())
+
         sharded_weights._AllGather.__call__ = logged
+        ProcessGroup.begin_pass = begun
 
     def on_fit_end(self, trainer, pl_module):
-        torch.save((self.units, self.most), self.folder / f"gathered_{rank()}.pt")
+        torch.save((self.units, self.most, self.kept), self.folder / f"gathered_{rank()}.pt")
 
 
 def gathered(folder, count=2):
-    """Of each process, what :class:`Watch` has written; all have gathered the same."""
+    """Of each process, what :class:`Watch` has written; all have gathered the same, and kept nothing."""
     found = [torch.load(folder / f"gathered_{number}.pt") for number in range(count)]
-    assert all(log == found[0][0] for log, _ in found)
+    assert all(log == found[0][0] for log, *_ in found)
+    assert all(kept == 0 for *_, kept in found)
     return found
 
 
@@ -121,7 +134,7 @@ def test_training_is_bit_identical_and_every_process_gathers_the_same(tmp_path, 
     assert [s.when for s in found[0].snapshots] == ["start", "epoch", "step", "epoch"]
     assert not complaints(found[0].messages)
     assert found[0].audit is not None
-    for log, most in gathered(tmp_path):
+    for log, most, _ in gathered(tmp_path):
         assert set(log) == {0, 1, 2, 3}
         assert most <= 3  # the module's own, the unit in use, the next one on the way back
 
@@ -147,6 +160,31 @@ def test_several_processes_measure_what_one_does_without_sharding(tmp_path, coun
     assert end.epoch == 0
     if count == 2:  # the baselines of the end are another sample of the same images; the model is the same
         assert torch.allclose(end.score, single.history[1].score, atol=1e-4)
+
+
+def test_a_unit_that_one_process_holds_is_gathered_for_another_and_held_on(tmp_path):
+    """As where one is half way through a pass, and another begins one."""
+
+    def work(number):
+        address = f"tcp://127.0.0.1:{os.environ['MASTER_PORT']}"
+        torch.distributed.init_process_group("gloo", init_method=address, rank=number, world_size=2)
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(2, 2))
+        expected = net[0].weight.detach().clone()
+        unit = fully_shard(net[0], mesh=init_device_mesh("cpu", (2,)))
+        weights = sharded_weights.ShardedWeights(net)
+        unit.unshard()
+        held = unit.weight
+        if number == 0:
+            weights.gather(0)
+            assert unit.weight is held
+            assert torch.equal(held, expected)
+        else:
+            unit.reshard()
+            unit.unshard()
+            assert torch.equal(unit.weight, expected)
+
+    assert in_processes(2, work, seconds=30) == [0, 0]
 
 
 # ---- faults

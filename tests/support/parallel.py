@@ -93,11 +93,13 @@ def in_processes(
     return codes
 
 
-def fsdp2(count: int, *, timeout: float = 20, whole_checkpoints: bool = False) -> ModelParallelStrategy:
-    """A strategy for a module whose ``configure_model`` shards it over so many processes."""
+def fsdp2(
+    count: int, *, tensor: int = 1, timeout: float = 20, whole_checkpoints: bool = False
+) -> ModelParallelStrategy:
+    """A strategy for a module whose ``configure_model`` shards it over so many processes, ``tensor`` within layers."""
     return ModelParallelStrategy(
-        data_parallel_size=count,
-        tensor_parallel_size=1,
+        data_parallel_size=count // tensor,
+        tensor_parallel_size=tensor,
         process_group_backend="gloo",
         timeout=timedelta(seconds=timeout),
         save_distributed_checkpoint=not whole_checkpoints,
@@ -108,6 +110,7 @@ def fit_sharded(
     tmp_path: Path,
     *callbacks: Any,
     count: int = 2,
+    tensor: int = 1,
     after: Sequence[Callback] = (),
     whole_checkpoints: bool = False,
     **kwargs: Any,
@@ -116,7 +119,7 @@ def fit_sharded(
     watched = next((callback for callback in callbacks if isinstance(callback, ExpectedGradCAMCallback)), None)
 
     def work(rank: int) -> None:
-        strategy = fsdp2(count, whole_checkpoints=whole_checkpoints)
+        strategy = fsdp2(count, tensor=tensor, whole_checkpoints=whole_checkpoints)
         fit(tmp_path, *callbacks, *after, Report(tmp_path, watched), strategy=strategy, devices=count, **kwargs)
 
     assert in_processes(count, work) == [0] * count
