@@ -66,7 +66,6 @@ class Turns:
         try:
             with ExitStack() as stack:
                 if self._level == 1 and self._weights is not None:
-                    self.begin_pass()
                     stack.enter_context(self._weights.gathered_in_turn(self._take, self._collective))
                 error: Exception | None = None
                 result: list[Result] = []

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from egcam_lightning.metrics.registry import DEFAULT_METRICS
+from egcam_lightning.replaying.checkpoints import find_checkpoints
 from egcam_lightning.training import sharded_weights
 from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.process_group import ProcessGroup
@@ -368,6 +369,12 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, whole):
     for one, other in zip(resumed[0].snapshots, without_stop[0].snapshots, strict=True):
         assert one.metrics == other.metrics
         assert torch.equal(one.attribution, other.attribution)
+    if whole:
+        assert [one.epoch for one in find_checkpoints(tmp_path / "stopped")] == [1]
+    else:
+        for place in (tmp_path / "stopped", tmp_path / "stopped" / "last.ckpt"):
+            with pytest.raises(ValueError, match=r"is a checkpoint in parts.*save_distributed_checkpoint=False"):
+                find_checkpoints(place)
     assert without_stop[0].weights.pop("seen") > 0  # counts what is validated before each start, too
     for key, value in without_stop[0].weights.items():
         assert torch.equal(value, resumed[0].weights[key]), key
