@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.data import DataLoader
 
 from egcam_lightning.metrics.registry import DEFAULT_METRICS
@@ -100,11 +100,17 @@ def gathered(folder, count=2):
 
 
 class Writes(Recorder):
-    """A recorder that writes a file a process."""
+    """A recorder of the weights as they are kept, not as they are gathered, that writes a file a process."""
 
     def __init__(self, folder):
         super().__init__()
         self.folder = folder
+
+    def _run_state(self, trainer, module, where):
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+        super()._run_state(trainer, module, where)
 
     def on_train_end(self, trainer, pl_module):
         super().on_train_end(trainer, pl_module)
@@ -161,6 +167,46 @@ def test_several_processes_measure_what_one_does_without_sharding(tmp_path, coun
     assert end.epoch == 0
     if count == 2:  # the baselines of the end are another sample of the same images; the model is the same
         assert torch.allclose(end.score, single.history[1].score, atol=1e-4)
+
+
+class InHalf(Sharded):
+    """Gathers its weights in half precision."""
+
+    def configure_model(self):
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        for unit in (self.features[0], self.features[4], self.head, self):
+            fully_shard(unit, mesh=self.device_mesh["data_parallel"], mp_policy=policy)
+
+
+class InPart(Sharded):
+    """Shards its features alone, and keeps what it has gathered until the way back."""
+
+    def configure_model(self):
+        for unit in (self.features[0], self.features[4], self.features):
+            fully_shard(unit, mesh=self.device_mesh["data_parallel"], reshard_after_forward=False)
+
+
+class InGroups(Sharded):
+    """Two groups of two processes, each with all the weights."""
+
+    def configure_model(self):
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
+        for unit in (self.features[0], self.features[4], self.head, self):
+            fully_shard(unit, mesh=mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("net", "count"), [(InHalf, 2), (InPart, 2), (InGroups, 4)])
+def test_training_is_bit_identical_in_other_ways_to_shard(tmp_path, net, count):
+    for name in ("with", "without"):
+        folder = tmp_path / name
+        folder.mkdir()
+        callbacks = [make_callback(metrics="default", num_images=5, target_layer="last")] if name == "with" else []
+        found = fit_sharded(folder, *callbacks, net=net(), count=count, after=[Writes(folder)])
+        if name == "with":
+            assert_same(found[:2])
+            assert not complaints(found[0].messages)
+    assert_trained_alike(tmp_path / "with", tmp_path / "without")
 
 
 def test_a_unit_that_one_process_holds_is_gathered_for_another_and_held_on(tmp_path):
