@@ -12,7 +12,8 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.functional import cross_entropy
 
-from tests.contract.test_scales import assert_close, assert_same
+from egcam_lightning.explain.sharding import whole
+from tests.contract.test_scales import assert_close, assert_same, rank
 from tests.contract.test_sharded_weights import Watch, Writes, assert_trained_alike, gathered
 from tests.support.fits import fit, make_callback, train_loader
 from tests.support.parallel import fit_sharded, fsdp2, in_processes
@@ -49,13 +50,16 @@ class Parallel(LightningModule):
         if self._device_mesh is not None:
             up = ColwiseParallel(use_local_output=self.local)
             down = RowwiseParallel(output_layouts=Replicate())
-            parallelize_module(self.block, self.device_mesh["tensor_parallel"], {"up": up, "down": down})
+            plan = {"block.up": up, "block.down": down}
+            if not self.local:  # the logits are spread as well, class by class
+                plan["head"] = ColwiseParallel(use_local_output=False)
+            parallelize_module(self, self.device_mesh["tensor_parallel"], plan)
 
     def forward(self, x):
         return self.head(self.block(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
 
     def training_step(self, batch, batch_idx):
-        return cross_entropy(self(batch[0]), batch[1])
+        return cross_entropy(whole(self(batch[0])), batch[1])
 
     def validation_step(self, batch, batch_idx):
         self(batch[0])
@@ -114,15 +118,34 @@ def test_four_processes_in_two_dimensions_measure_what_one_does(tmp_path):
 
 
 def test_a_layer_of_which_each_process_has_a_part_is_refused_by_name(tmp_path):
-    def work(rank):
+    def work(number):
         callback = make_callback(target_layer="block.up", strict=False)
         try:
             fit(tmp_path, callback, net=Parallel(residual=0.0), strategy=fsdp2(2, tensor=2), devices=2)
         except MisconfigurationException as error:
-            (tmp_path / f"error_{rank}").write_text(str(error))
+            (tmp_path / f"error_{number}").write_text(str(error))
 
     assert in_processes(2, work) == [0, 0]
-    for rank in range(2):
-        said = (tmp_path / f"error_{rank}").read_text()
+    for number in range(2):
+        said = (tmp_path / f"error_{number}").read_text()
         assert said.startswith("The layer 'block.up' is within a tensor-parallel block")
         assert "use_local_output=False" in said
+
+
+def test_a_failure_half_way_through_a_layer_ends_all_in_our_name_and_not_never(tmp_path):
+    class Breaks(Parallel):
+        def forward(self, x):
+            if rank() == 1 and self.trainer.global_step == 4 and not self.training:
+                raise ArithmeticError("it broke")
+            return super().forward(x)
+
+    def work(number):
+        callback = make_callback(target_layer="block", strict=False)
+        try:
+            fit(tmp_path, callback, net=Breaks(), strategy=fsdp2(2, tensor=2, timeout=4), devices=2)
+        except Exception as error:
+            (tmp_path / f"error_{number}").write_text(f"{type(error).__name__}: {error}")
+
+    assert in_processes(2, work, seconds=40) == [0, 0]
+    for number in range(2):
+        assert (tmp_path / f"error_{number}").read_text().startswith("LostProcess: ExpectedGradCAMCallback waited")
