@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from egcam_lightning.explain.chunking import is_out_of_memory
 from egcam_lightning.explain.precision import resolution
+from egcam_lightning.explain.sharding import spread_like, whole
 
 Forward = Callable[..., Any]
 
@@ -143,7 +144,7 @@ class SplitModel:
         def cut(output: Any) -> tuple[Tensor, Any]:
             tensor = first_tensor(output)
             assert tensor is not None
-            leaf = self._rows_first(tensor).detach().float().clone().requires_grad_()
+            leaf = self._rows_first(whole(tensor)).detach().float().clone().requires_grad_()
             return leaf, self._in_place_of(output, leaf)
 
         return self._run((images, *others), cut)
@@ -195,7 +196,7 @@ class SplitModel:
             tensor = first_tensor(output)
             if tensor is None:
                 raise ValueError(f"The layer {self.name!r} returns no tensor, but {type(output).__name__}.")
-            seen.append(self._rows_first(tensor).detach().clone())
+            seen.append(self._rows_first(whole(tensor)).detach().clone())
 
         return hooked(self.module, hook)
 
@@ -220,7 +221,7 @@ class SplitModel:
             copied = leaf.movedim(0, self.axis).clone(memory_format=torch.contiguous_format)
         else:
             copied = leaf.clone() if tensor.dtype == leaf.dtype else leaf
-        return _with_first_tensor(output, copied.to(tensor.dtype))
+        return _with_first_tensor(output, spread_like(copied.to(tensor.dtype), tensor))
 
     def _run(self, inputs: tuple[Any, ...], at_layer: Callable[[Any], tuple[Tensor, Any]]) -> tuple[Tensor, Tensor]:
         wanted = torch.is_grad_enabled()

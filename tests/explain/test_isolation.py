@@ -626,6 +626,20 @@ def test_the_first_forward_pass_of_a_sharding_wrapper_is_kept() -> None:
     assert wrapper.training
 
 
+def test_weights_that_a_sharded_module_exchanges_stay_and_all_else_is_put_back() -> None:
+    """Under FSDP2 it remains the user's module, in a class made for it."""
+    base = type("FSDPModule", (), {})
+    model = type("FSDPLinear", (base, nn.Linear), {"__module__": "torch.distributed.fsdp"})(2, 2)
+    gathered = nn.Parameter(torch.ones(2, 2))
+    with isolated(model, weights=True):
+        model._parameters["weight"] = gathered
+        model.last = torch.ones(1)
+        model.eval()
+    assert model.weight is gathered
+    assert not hasattr(model, "last")
+    assert model.training
+
+
 @pytest.mark.real("not all kinds of tensors exist there")
 def test_what_cannot_be_looked_at_is_left_alone_and_a_momentum_encoder_is_put_back():
     class Raises(dict):
