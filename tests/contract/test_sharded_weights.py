@@ -294,7 +294,8 @@ BROKEN = ArithmeticError("it broke")
 
 
 @pytest.mark.parametrize(
-    ("process", "error", "where"), [(0, BROKEN, "forward"), (1, BROKEN, "backward"), (1, MEMORY, "forward")]
+    ("process", "error", "where"),
+    [(0, BROKEN, "forward"), (1, BROKEN, "backward"), pytest.param(1, MEMORY, "forward", marks=pytest.mark.slow)],
 )
 def test_a_pass_that_fails_in_one_process_leaves_one_snapshot_out(
     tmp_path, untouched, monkeypatch, process, error, where
@@ -346,7 +347,7 @@ class Quiet(Sharded):
         pass
 
 
-@pytest.mark.parametrize("sizes", [(16, 0), (0, 16)])
+@pytest.mark.parametrize("sizes", [pytest.param((16, 0), marks=pytest.mark.slow), (0, 16)])
 def test_a_process_without_validation_data_takes_part(tmp_path, sizes):
     callback = make_callback(metrics=("infidelity",), target_layer="last")
     found = fit_sharded(
@@ -396,7 +397,9 @@ def test_a_process_that_is_lost_in_a_snapshot_ends_the_others_in_our_name(tmp_pa
 # ---- checkpoints
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["one file", "a file a process"])
+@pytest.mark.parametrize(
+    "whole", [pytest.param(True, marks=pytest.mark.slow), False], ids=["one file", "a file a process"]
+)
 def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, whole):
     def run(name, **kwargs):
         (tmp_path / name).mkdir()
