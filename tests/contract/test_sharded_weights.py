@@ -26,7 +26,7 @@ from egcam_lightning.training.process_group import ProcessGroup
 from tests.contract.test_scales import EverySecond, Share, assert_close, assert_same, rank
 from tests.support.faulty import complaints
 from tests.support.fingerprints import Recorder, assert_same_training
-from tests.support.fits import Net, fit, make_callback, train_loader, val_loader
+from tests.support.fits import Net, PooledNet, fit, make_callback, train_loader, val_loader
 from tests.support.parallel import fit_sharded, fsdp2, in_processes
 from tests.support.pictures import squares
 
@@ -167,6 +167,27 @@ def test_several_processes_measure_what_one_does_without_sharding(tmp_path, coun
     assert end.epoch == 0
     if count == 2:  # the baselines of the end are another sample of the same images; the model is the same
         assert torch.allclose(end.score, single.history[1].score, atol=1e-4)
+
+
+class Pooled(PooledNet):
+    """Its linear head is a unit of its own."""
+
+    def configure_model(self):
+        for unit in (self.features, self.head, self):
+            fully_shard(unit, mesh=self.device_mesh["data_parallel"])
+
+
+def test_a_linear_head_takes_one_pass_however_many_draws(tmp_path):
+    logs = []
+    for draws in (4, 64):
+        folder = tmp_path / str(draws)
+        folder.mkdir()
+        callback = make_callback(target_layer="last", num_samples=draws, audit_images=0)
+        net = Pooled(classes=4)
+        found = fit_sharded(folder, callback, net=net, after=[Watch(folder, callback)], max_epochs=1)
+        assert found[0].snapshots[-1].completeness_gap.max() < 1e-3
+        logs.append(gathered(folder)[0][0])
+    assert logs[0] == logs[1]
 
 
 class InHalf(Sharded):
