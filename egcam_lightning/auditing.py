@@ -67,9 +67,10 @@ def audit(
     """Test which classes a model calls because of a patch alone: a tag, a logo, a corner of the scanner.
 
     Of each class the windows that say most for it are pasted into images of other classes. Where many of these are
-    then called by the class, more than with windows at random places, that is a :class:`~egcam_lightning.Finding`. It
-    takes about ten passes an image; the model is left exactly as it was. What is spread over the whole image, such as a
-    frame, a colour cast or a faint watermark, no window carries, and no audit sees.
+    then called by the class, more than with windows at random places, that is a :class:`~egcam_lightning.Finding`. What
+    no window carries is tried as a whole: the borders of a class's images, their colours, and what these have in
+    common, such as a watermark, beside those of other classes. It takes about twelve passes an image; the model is left
+    exactly as it was. What else is spread over images, a texture, a blur or noise, no audit sees.
 
     Args:
         model: a classifier.

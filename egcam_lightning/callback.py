@@ -23,9 +23,9 @@ from egcam_lightning.history.history import History
 from egcam_lightning.training.failsafe import Failsafe
 from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.monitors import Monitors
-from egcam_lightning.training.process_group import check_strategy
 from egcam_lightning.training.run_state import new_run_state
 from egcam_lightning.training.session import Session
+from egcam_lightning.training.strategies import check_strategy
 
 
 class ExpectedGradCAMCallback(Callback):

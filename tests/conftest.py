@@ -1,15 +1,63 @@
-"""One thread for all tests, and the same random numbers every time."""
+"""One thread for all tests, the same random numbers every time, and the device that they run on."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.support import devices
+
 torch.set_num_threads(1)  # some tests fork, and a forked process cannot use the thread pool of its parent
 torch.manual_seed(0)  # what a test module draws when it is imported
+
+_OF_TENSORS = ("architectures", "compat", "explain", "findings", "metrics")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--accelerator",
+        choices=devices.CHOICES,
+        default="cpu",
+        help="what tests run on that do not need a CPU; 'pretended' finds tensors on the wrong device without one",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        devices.choose(config.getoption("--accelerator"))
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wrong = {"cpu": (), "pretended": ("cpu", "real")}.get(devices.chosen().type, ("cpu",))
+    for item in items:
+        for mark in (mark for name in wrong for mark in item.iter_markers(name)):
+            item.add_marker(pytest.mark.skip(reason=f"not on this device: {mark.args[0]}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    with _made_on_the_device(collector):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with _made_on_the_device(item):
+        return (yield)
+
+
+def _made_on_the_device(node: pytest.Item | pytest.Collector) -> AbstractContextManager[Any]:
+    """What tests of tensors make lies on the device; a Trainer brings its data there itself."""
+    moves = devices.chosen().type != "cpu" and node.path.parent.name in _OF_TENSORS
+    return devices.MadeOn(devices.chosen()) if moves else nullcontext()
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +66,9 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - the global state is what is seeded
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The device that tests run on."""
+    return devices.chosen()

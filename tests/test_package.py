@@ -65,3 +65,9 @@ def test_the_page_of_numbers_names_every_key_that_the_callback_may_log_and_no_ot
     rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
     named = {key for row in rows for key in re.findall(r"`([^` ]+)`", row[1])}
     assert named == known
+
+
+def test_the_tests_that_the_table_of_strategies_names_are_there():
+    named = re.findall(r"`(tests/[\w/.]+)`", (ROOT / "docs" / "big_runs.md").read_text())
+    assert len(named) > 5
+    assert all((ROOT / name).exists() for name in named)

@@ -210,7 +210,8 @@ class Baselines:
     def _merged(self, process_group: ProcessGroup, device: torch.device) -> tuple[Tensor | None, int]:
         """One uniform sample of what all processes saw, and how many images that was; only chosen rows travel."""
         reservoir = self._reservoir
-        seen = [int(count) for count in process_group.all_gather(torch.tensor(reservoir.seen, device=device))]
+        counts = reservoir.seen if process_group.shares.hands_in else 0  # others have seen the same images
+        seen = [int(count) for count in process_group.all_gather(torch.tensor(counts, device=device))]
         if sum(seen) == 0:
             return None, 0
         # The split is drawn from the shared seed, so that nobody has to tell it to the others.

@@ -108,7 +108,7 @@ class AtLayer:
 
         score = gradients.score(images.output, every)
         if baselines is not None:
-            scores = gradients.score(baselines.output[row.flatten()], every.repeat(len(draws.place)))
+            scores = gradients.scores(baselines, row.flatten(), every.repeat(len(draws.place)))
             baseline_score = scores.view_as(draws.place).mean(0)
         elif test.host_image is not None:
             few = len(inputs) if others else 1  # without other inputs, nothing is the same for all

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from egcam_lightning.explain.candidates import Candidate
 from egcam_lightning.explain.gradient import gradient_at
+from egcam_lightning.explain.sharding import whole
 from egcam_lightning.explain.split_model import Forward, SplitModel, first_tensor, host_image_like
 
 _MIN_SIDE = 4
@@ -148,7 +149,7 @@ def _input_of(head: nn.Module, forward: Forward) -> Forward:
             forward(images)
         finally:
             handle.remove()
-        return seen[-1]
+        return None if seen[-1] is None else whole(seen[-1])
 
     return run
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from egcam_lightning.explain.scores import check_rows
+from egcam_lightning.explain.sharding import own_part
 from egcam_lightning.explain.split_model import (
     Forward,
     can_be_hooked,
@@ -139,4 +140,4 @@ def _passes_on(module: nn.Module, given: Tensor | None, output: Tensor | None) -
     if given is None or output is None or next(module.parameters(), None) is not None:
         return False
     unchanged = isinstance(module, nn.modules.dropout._DropoutNd) or not getattr(module, "inplace", False)
-    return unchanged and output.data_ptr() == given.data_ptr() and output.numel() == given.numel()
+    return unchanged and own_part(output).data_ptr() == own_part(given).data_ptr() and output.numel() == given.numel()

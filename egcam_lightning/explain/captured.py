@@ -39,6 +39,16 @@ class Captured:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def points_at_once(self) -> int:
+        """How many of their activations go through the part behind the layer at once.
+
+        Where the model returns images, as a segmentation does, that part may be as large as all of the model, however
+        small the layer's grid.
+        """
+        count = points_at_once(self.activation)
+        return min(count, images_at_once(self.inputs)) if self.output.ndim >= self.inputs.ndim else count
+
     @classmethod
     def of(cls, split: SplitModel, images: Tensor, chunks: Chunks, others: Sequence[Any] = ()) -> Captured:
         """Run the model on any number of images and its other inputs."""
@@ -78,12 +88,19 @@ def capture_at(
     return [Captured(images, tuple(others), torch.cat(parts), output) for parts in zip(*activations, strict=True)]
 
 
-def replay(split: SplitModel, points: Tensor, host_image: Tensor, chunks: Chunks, others: Sequence[Any] = ()) -> Tensor:
+def replay(
+    split: SplitModel,
+    points: Tensor,
+    host_image: Tensor,
+    chunks: Chunks,
+    others: Sequence[Any] = (),
+    at_once: int | None = None,
+) -> Tensor:
     """The model's output for any number of activations ``(n, ...)`` at a layer and the model's other inputs."""
     outputs: list[Tensor] = []
 
     def one(chunk: slice) -> None:
         outputs.append(split.from_points(points[chunk], host_image, *rows_of(others, chunk))[1])
 
-    chunks.run(len(points), points_at_once(points), one)
+    chunks.run(len(points), at_once or points_at_once(points), one)
     return torch.cat(outputs)

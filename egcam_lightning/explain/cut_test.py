@@ -84,5 +84,5 @@ def _holds(split: SplitModel, shown: Captured, host_image: Tensor, chunks: Chunk
         shown.activation,
         shown.output,
         host_image,
-        replay=lambda: replay(split, shown.activation, host_image, chunks, shown.others),
+        replay=lambda: replay(split, shown.activation, host_image, chunks, shown.others, shown.points_at_once),
     )

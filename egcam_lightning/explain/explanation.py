@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -145,6 +145,17 @@ class Explanation:
     def _captions(self) -> list[str]:
         pairs = zip(self.target.tolist(), self.score.tolist(), strict=True)
         return [f"class {target}, score {score:.3g}" for target, score in pairs]
+
+
+def joined(explanations: Sequence[Explanation]) -> Explanation:
+    """One explanation of all images, from those of a few at a time, with the same number of draws each."""
+    draws = ("draws", "baseline_index")  # of which the images are the second dimension
+    parts = {
+        field.name: torch.cat([getattr(one, field.name) for one in explanations], int(field.name in draws))
+        for field in fields(Explanation)
+        if field.name != "layer"
+    }
+    return Explanation(layer=explanations[0].layer, **parts)
 
 
 def mean_over_layers(explanations: Sequence[Explanation]) -> Explanation:

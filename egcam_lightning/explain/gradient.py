@@ -32,11 +32,21 @@ def gradient_at(leaf: Tensor, score: Tensor) -> Tensor | None:
     if not score.requires_grad:
         return None
     total = score.sum()
-    for scale in _SCALES if _in_float16(total) else ():
-        scaled = torch.autograd.grad(total * scale, leaf, retain_graph=True, allow_unused=True)[0]
-        if scaled is None or bool(scaled.isfinite().all()):
-            return None if scaled is None else scaled / scale
-    return torch.autograd.grad(total, leaf, allow_unused=True)[0]
+    if not _in_float16(total):
+        return torch.autograd.grad(total, leaf, allow_unused=True)[0]
+    first, *rest = _SCALES
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(total * first, leaf, retain_graph=True, allow_unused=True)
+    if found[0] is None:
+        return None
+    gradient = found[0]
+    # The host waits for the device here, and only here: of the smaller scales all are tried, and the device chooses.
+    if bool(gradient.isfinite().all()):
+        return gradient / first
+    chosen = torch.autograd.grad(total, leaf, retain_graph=True)[0]
+    for scale in reversed(rest):
+        gradient = torch.autograd.grad(total * scale, leaf, retain_graph=True)[0]
+        chosen = torch.where(gradient.isfinite().all(), gradient / scale, chosen)
+    return chosen
 
 
 def _in_float16(score: Tensor) -> bool:

@@ -115,7 +115,17 @@ def _outside_inference_mode() -> Iterator[None]:
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Run compiled modules eagerly. Nothing is recompiled afterwards."""
+    """Run compiled modules eagerly. Nothing is compiled inside, nor again afterwards.
+
+    The stance ``"eager_on_recompile"`` would use compiled code wherever it fits an input. It is not taken:
+
+    - hooks are not guarded, so that such code runs past the layer without calling ours, and nobody is told;
+    - code that takes gradients at a layer is none that training or validation have had compiled, and compiling some
+      counts against the limit past which training itself turns eager, for good;
+    - passes without gradients and hooks, which metrics make, could use it where the number of images is the
+      validation's. Then a value would depend on what happens to be compiled so far, to the rounding of fused kernels,
+      and be another in a resumed run.
+    """
     # Where dynamo is not loaded nothing has been compiled, and loading it takes seconds.
     if "torch._dynamo" not in sys.modules:
         yield

@@ -15,6 +15,7 @@ from egcam_lightning.explain.chunking import is_out_of_memory
 from egcam_lightning.explain.isolation import isolated
 from egcam_lightning.explain.outputs import select_output
 from egcam_lightning.explain.scores import check_rows
+from egcam_lightning.explain.sharding import whole
 from egcam_lightning.explain.split_model import attempt, host_image_like, varies
 
 # Of the output's deviation over images. Rounding moves it by a thousandth of that, a misread image by about all of it.
@@ -69,6 +70,7 @@ class ModelAdapter:
         logits = select_output(output, self._output_key)
         if not isinstance(logits, Tensor):
             return logits
+        logits = whole(logits)
         # `squeeze()` takes the images' dimension too, where there is one image and one logit.
         return (logits[None] if logits.ndim == 0 else logits).contiguous()
 

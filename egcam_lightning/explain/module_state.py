@@ -30,6 +30,7 @@ from egcam_lightning.explain.put_back import (
     put_back_scripted,
     put_back_slots,
 )
+from egcam_lightning.explain.sharding import is_sharded_in_place, is_wrapper
 
 _PIECE = 2**20  # elements that are compared at once
 
@@ -81,7 +82,7 @@ class State:
         self._kept: dict[int, _Kept] = {}
         self._uncopied: list[tuple[int, Tensor, Any]] = []
         waiting: list[Any] = list(modules)
-        self._sharded = any(map(_is_wrapper, waiting))
+        self._sharded = any(is_wrapper(one) or is_sharded_in_place(one) for one in waiting)
         seen: set[int] = set()
         while waiting:
             value = waiting.pop()
@@ -137,7 +138,7 @@ class State:
         self._put_back.append(partial(put_back_items, table, dict(table)))
 
     def _keep_module(self, module: nn.Module) -> Iterable[Any]:
-        if _is_wrapper(module):
+        if is_wrapper(module):
             # It prepares itself, its parameters and the types of its buffers in its first forward pass, for good.
             return [*module._modules.values(), *module.parameters(recurse=False), module._buffers]
         table = vars(module)
@@ -145,7 +146,7 @@ class State:
         if isinstance(module, torch.jit.ScriptModule):
             own = [*module.children(), *module.parameters(recurse=False), *module.buffers(recurse=False)]
             return [*_looked_into(table.values()), *own, *self._keep_scripted(module)]
-        if self._sharded:  # a wrapper around it may exchange its parameters for parts of them, and back
+        if self._sharded:  # its parameters may be exchanged for parts of them, and back
             table = {name: value for name, value in table.items() if name != "_parameters"}
             return [*_looked_into(table.values()), *module.parameters(recurse=False)]
         return _looked_into(table.values())
@@ -337,8 +338,3 @@ def _looked_into(values: Iterable[Any]) -> Sequence[Any]:
 
 def _package(kind: type) -> str:
     return kind.__module__.partition(".")[0]
-
-
-def _is_wrapper(module: nn.Module) -> bool:
-    """Whether a module is a sharding wrapper, which prepares itself in its first forward pass and must stay so."""
-    return type(module).__module__.startswith("torch.distributed.")

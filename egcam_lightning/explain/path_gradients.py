@@ -67,6 +67,16 @@ class PathGradients:
         """``(n,)`` float32: the scores of points, each belonging to one of the images."""
         return check_score(self.score_of(in_float(output), rows), len(rows))
 
+    def scores(self, seen: Captured, which: Tensor, rows: Tensor) -> Tensor:
+        """``(n,)`` float32: the scores of some of what was seen, each for one of the images, any number of times."""
+        parts: list[Tensor] = []  # an output may be as large as an image
+
+        def one(chunk: slice) -> None:
+            parts.append(self.score(seen.output[which[chunk]], rows[chunk]))
+
+        Chunks().run(len(which), points_at_once(seen.output), one)
+        return torch.cat(parts)
+
     @property
     def _between_activations(self) -> bool:
         return self.host_image is not None
@@ -80,7 +90,7 @@ class PathGradients:
         samples, images = draws.place.shape
         base = self._base_of(self.images)
         chunks, size = (
-            (self.point_chunks, points_at_once(base))
+            (self.point_chunks, self.images.points_at_once)
             if self._between_activations
             else (self.image_chunks, images_at_once(base))
         )
@@ -182,7 +192,7 @@ class PathGradients:
             gradients.append(gradient)
 
         try:
-            self.point_chunks.run(len(self.images.inputs), points_at_once(self.images.activation), one)
+            self.point_chunks.run(len(self.images.inputs), self.images.points_at_once, one)
         except _NotLinear:
             return None
         return torch.cat(gradients)
@@ -209,10 +219,7 @@ class PathGradients:
         maps, off_grid, totals = (torch.cat(values) for values in zip(*parts, strict=True))
         if self.baselines is not None:
             rows = pairs // count
-            score, other = (
-                self.score(self.images.output[rows], rows),
-                self.score(self.baselines.output[pairs % count], rows),
-            )
+            score, other = self.scores(self.images, rows, rows), self.scores(self.baselines, pairs % count, rows)
             rounding = (
                 4 * resolution(self.images.activation, self.images.output) * torch.maximum(score.abs(), other.abs())
             )
@@ -265,7 +272,11 @@ class PathGradients:
         pairs = range(chunk.start, chunk.stop)
         count = len(image_index)
         images, samples = [image_index[p % count] for p in pairs], [p // count for p in pairs]
-        return sample_noise(base.shape[1:], images, samples, self.seed).to(base.device)
+        # The CPU draws the next chunk's while a device works on this one; a copy from ordinary memory is safe to leave
+        # to itself there, but not on every other device.
+        return sample_noise(base.shape[1:], images, samples, self.seed).to(
+            base.device, non_blocking=base.device.type != "mps"
+        )
 
     def _changes(self, point: Tensor, output: Tensor, rows: Tensor) -> Tensor:
         """``(n, K + 1)``: from points to their images, the change of each channel's mean and, last, of the score."""

@@ -88,6 +88,11 @@ class OutputScore:
         )
 
     @property
+    def takes_some_images(self) -> bool:
+        """Whether it may be asked of some of the images alone, and of the others later."""
+        return True
+
+    @property
     def shown(self) -> OutputScore:
         """The score that insertion and deletion follow: a probability, where there is one."""
         return self
@@ -180,6 +185,11 @@ class RegionScore(OutputScore):
         return lambda points, rows: self._mean(points, target[rows], region[rows])
 
     @property
+    def takes_some_images(self) -> bool:
+        """Not where each has a region that it was given."""
+        return self._mask is None or len(self._mask) == 1
+
+    @property
     def shown(self) -> OutputScore:
         """The mean probability over the region."""
         return RegionScore(self._mask, probability=True)
@@ -257,7 +267,7 @@ def check_logits(output: Any, target: Tensor | None) -> None:
                 f"but got {tuple(target.shape)}" + (f" and {empty} empty ones." if empty else ".")
             )
     elif target is not None and target.numel():
-        low, high = int(target.min()), int(target.max())
+        low, high = torch.stack(target.aminmax()).tolist()
         if low < 0 or high >= num_classes(output):
             raise ValueError(
                 f"Expected targets between 0 and {num_classes(output) - 1}, the classes of the model's output of shape "

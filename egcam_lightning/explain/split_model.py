@@ -6,6 +6,7 @@ activation becomes a leaf. Everything that is hooked here is unhooked by a conte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from egcam_lightning.explain.chunking import is_out_of_memory
 from egcam_lightning.explain.precision import resolution
+from egcam_lightning.explain.sharding import spread_like, whole
 
 Forward = Callable[..., Any]
 
@@ -142,7 +144,7 @@ class SplitModel:
         def cut(output: Any) -> tuple[Tensor, Any]:
             tensor = first_tensor(output)
             assert tensor is not None
-            leaf = self._rows_first(tensor).detach().float().clone().requires_grad_()
+            leaf = self._rows_first(whole(tensor)).detach().float().clone().requires_grad_()
             return leaf, self._in_place_of(output, leaf)
 
         return self._run((images, *others), cut)
@@ -170,16 +172,16 @@ class SplitModel:
 
         """
         reference = output.detach().float().flatten(1) if output.ndim > 1 else output.detach().float()[:, None]
-        if len(reference) < 2 or not torch.isfinite(reference).all():
+        if len(reference) < 2:
             return False
-        scale = reference.std(0).max()
-        magnitude = reference.abs().max()
-        if scale <= 1e-6 * magnitude or scale == 0:
+        # One question to the device, not three. NaN and infinity come through to the magnitude.
+        scale, magnitude = torch.stack([reference.std(0).max(), reference.abs().max()]).tolist()
+        if not math.isfinite(magnitude) or scale <= 1e-6 * magnitude or scale == 0:
             return False
         # Nothing agrees to more digits than it was computed with, whatever the logits are converted to at the end; but
         # a bypass moves the output by about one deviation, and must show even there.
         eps = resolution(activation, output)
-        tolerance = max(tolerance, min(4 * eps * float(magnitude / scale), 0.25))
+        tolerance = max(tolerance, min(4 * eps * magnitude / scale, 0.25))
         with torch.no_grad():
             # A model that remembers its batch size, or checks shapes, refuses: no cut for our purpose.
             replayed = attempt(replay or (lambda: self.from_points(activation, host_image)[1]))
@@ -194,7 +196,7 @@ class SplitModel:
             tensor = first_tensor(output)
             if tensor is None:
                 raise ValueError(f"The layer {self.name!r} returns no tensor, but {type(output).__name__}.")
-            seen.append(self._rows_first(tensor).detach().clone())
+            seen.append(self._rows_first(whole(tensor)).detach().clone())
 
         return hooked(self.module, hook)
 
@@ -219,7 +221,7 @@ class SplitModel:
             copied = leaf.movedim(0, self.axis).clone(memory_format=torch.contiguous_format)
         else:
             copied = leaf.clone() if tensor.dtype == leaf.dtype else leaf
-        return _with_first_tensor(output, copied.to(tensor.dtype))
+        return _with_first_tensor(output, spread_like(copied.to(tensor.dtype), tensor))
 
     def _run(self, inputs: tuple[Any, ...], at_layer: Callable[[Any], tuple[Tensor, Any]]) -> tuple[Tensor, Tensor]:
         wanted = torch.is_grad_enabled()

@@ -19,19 +19,17 @@ from egcam_lightning.findings.inputs import check_audited, check_classifier, two
 from egcam_lightning.findings.interventions import Deal, Pasting, Pool, effects_by
 from egcam_lightning.findings.likeness import likeness
 from egcam_lightning.findings.parts import with_parts
-from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, Finding, Patch, class_name
+from egcam_lightning.findings.records import AuditRecord, ClassRecord, Patch, class_name, enough_tested
 from egcam_lightning.findings.search import fine_layer, strongest_windows
-from egcam_lightning.findings.sentences import captured, headline, removed, smaller
-from egcam_lightning.findings.shares import holm, visible_excess
+from egcam_lightning.findings.sentences import headline
+from egcam_lightning.findings.shares import visible_excess
 from egcam_lightning.findings.sharing import Alone, Workers
+from egcam_lightning.findings.spread import spread_effects
+from egcam_lightning.findings.verdicts import LEVEL, findings, passed
 from egcam_lightning.findings.windows import Windows, random_windows
 from egcam_lightning.seeding import generator_for
 
 LEAST_IMAGES = 4
-LEVEL = 0.05  # of all tests of an audit together
-# Above what clean networks show, see `audit_with`.
-LEAST_CAPTURE = 0.4
-LEAST_REMOVAL = 0.3
 _PASTES = 16  # fresh ones, of each window
 _FILLS = 3
 _BASELINES = 32
@@ -124,11 +122,11 @@ def audit_with(
             ]
             notes += _left_out(classes)
             return AuditRecord(
-                (), tuple(classes), len(images), "", math.inf, headline([], 0, 0, None, math.inf), tuple(notes)
+                (), tuple(classes), len(images), "", math.inf, headline([], 0, 0, None, enough=False), tuple(notes)
             )
 
-        spread = torch.linspace(0, len(images) - 1, min(_BASELINES, len(images))).round().long().to(images.device)
-        shown = images[spread] if baselines is None else baselines
+        evenly = torch.linspace(0, len(images) - 1, min(_BASELINES, len(images))).round().long().to(images.device)
+        shown = images[evenly] if baselines is None else baselines
 
         def explain(rows: Tensor) -> Tensor:
             some = image[rows.to(image.device)]
@@ -140,10 +138,10 @@ def audit_with(
 
         if masks is not None:
             maps = maps.masked_fill(masks[image], -1e3 * float(maps.abs().amax()))
-            notes.append("Windows were taken beside the marked objects, as far as there is room.")
+            notes.append("Windows were taken beside the marked objects, as far as there is room; what is spread, too.")
 
         pasting = Pasting(classify, own, others, chunks, workers)
-        group = group[image]
+        of_class, group = group, group[image]
         windows, of = strongest_windows(pasting, deal, own, others, maps, image, group)
         control = random_windows(windows, size, generator)
 
@@ -160,6 +158,7 @@ def audit_with(
         removals = effects_by(of[fill_row], removal, removal_control, len(target))
         pasted = torch.bincount(row, minlength=len(windows))
         share = torch.bincount(row[capture], minlength=len(windows)) / pasted.clamp(min=1)
+        spread = spread_effects(pasting, deal, own, others, image, of_class, generator, masks, class_names)
         within, between, mean = likeness(attribution, group, len(target))
         classes = []
         for i, (k, name, reason) in enumerate(zip(target.tolist(), names, reasons, strict=True)):
@@ -178,38 +177,38 @@ def audit_with(
                     removal=removals[i],
                     patches=_patches(images, windows, share, best),
                     pastes=examples_of(own, others, windows, best.tolist(), (row, onto, capture), class_names),
+                    spread=spread.get(i, ()),
                     num_windows=len(mine),
                     num_strong=int((share[mine] > 0.5).sum()),
                     why_not=reason,
                 )
             )
-        classes.sort(key=lambda c: -c.capture.excess if c.capture else math.inf)
+        classes.sort(key=lambda c: -c.excess if c.tested else math.inf)
         classes = [c if i < _SHOWN else replace(c, pastes=()) for i, c in enumerate(classes)]
-        passed = _passed(classes)
+        those = passed(classes)
         until = pasting.passes + len(images)
         classes = [
             with_parts(c, pasting, deal, windows[deal.target[of] == c.target], generator, until)
-            if c.target in passed
+            if (c.target, "capture") in those
             else c
             for c in classes
         ]
 
     notes += _left_out(classes)
-    findings = _findings([c for c in classes if c.target in passed])
+    found = findings(classes, those)
     tested = [c for c in classes if c.capture]
     controls = [(c.capture.control, c.capture.pastes) for c in tested if c.capture]
     sees = visible_excess(sum(share for share, _ in controls) / len(controls), min(n for _, n in controls), LEVEL)
-    worst = tested[0]
-    assert worst.capture is not None
+    kind, most = tested[0].captures[0]
     sentence = headline(
-        list(dict.fromkeys(f.class_name for f in findings)),
+        [(f.class_name, f.kind) for f in found],
         len(tested),
         len(image),
-        (worst.class_name, worst.capture.effect, worst.capture.control),
-        sees,
+        (kind, tested[0].class_name, most.effect, most.control),
+        enough=enough_tested(tested, sees),
     )
     return AuditRecord(
-        findings, tuple(classes), len(images), str(explainer.layer), sees, sentence, tuple(notes), pasting.passes
+        found, tuple(classes), len(images), str(explainer.layer), sees, sentence, tuple(notes), pasting.passes
     )
 
 
@@ -251,55 +250,3 @@ def _patches(images: Tensor, windows: Windows, share: Tensor, rows: Tensor) -> t
         pixels = images[image, :, top : top + height, left : left + width].detach().cpu().clone()
         found.append(Patch(image, top, left, pixels, float(share[row])))
     return tuple(found)
-
-
-def _passed(classes: Sequence[ClassRecord]) -> set[int]:
-    """The classes whose capture passed its test and is large enough."""
-    tested = [(c.target, c.capture) for c in classes if c.capture is not None]
-    passed = holm([capture.chance for _, capture in tested], LEVEL)
-    return {
-        target
-        for (target, capture), significant in zip(tested, passed, strict=True)
-        if significant and capture.excess >= LEAST_CAPTURE
-    }
-
-
-def _findings(classes: Sequence[ClassRecord]) -> tuple[Finding, ...]:
-    """What is found of the classes that passed, the largest excess first."""
-    found = []
-    for record in classes:
-        assert record.capture is not None
-        kinds = [("capture", record.capture)]
-        # Networks call few images by their class without the object's most telling part: of a patch that has been
-        # found to do the calling it is worth saying, else it is no sign of a shortcut.
-        removal = record.removal
-        if removal is not None and removal.chance <= LEVEL and removal.excess >= LEAST_REMOVAL:
-            kinds.append(("removal", removal))
-        found += [_finding(record, kind, effect) for kind, effect in kinds]
-    return tuple(sorted(found, key=lambda f: (f.kind != "capture", -f.excess)))
-
-
-def _finding(record: ClassRecord, kind: str, effect: Effect) -> Finding:
-    shares = (record.class_name, effect.effect, effect.control, record.num_windows, record.num_right)
-    return Finding(
-        target=record.target,
-        class_name=record.class_name,
-        kind=kind,
-        effect=effect.effect,
-        control=effect.control,
-        interval=effect.interval,
-        num_images=record.num_images,
-        patches=record.patches,
-        sentence=_captured(record, shares) if kind == "capture" else removed(*shares),
-    )
-
-
-def _captured(record: ClassRecord, shares: tuple[str, float, float, int, int]) -> str:
-    """What the finding of a capture says, with how small a part does it where that was tried."""
-    said = captured(*shares, record.num_strong)
-    if not record.parts:
-        return said
-    smallest = record.smallest_part
-    part = smallest or record.parts[0]
-    size, capture = (part.height, part.width), part.capture
-    return f"{said} {smaller(size, capture.effect, capture.control, does_it=smallest is not None)}"

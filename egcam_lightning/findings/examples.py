@@ -43,15 +43,29 @@ def examples_of(
     did = [(turned & (row == window)).nonzero().flatten().tolist() for window in best]
     depth = max(map(len, did), default=0)
     order = [(patch, pastes[rank]) for rank in range(depth) for patch, pastes in enumerate(did) if rank < len(pastes)]
-    found = []
-    for patch, paste in sorted(order[:EXAMPLES]):
-        window, image = windows[row[paste : paste + 1]], int(other[paste])
-        before = others.images[image][None]
-        after = pasted(own.images[window.image], before, window)
-        both = _small(torch.cat([before, after])).detach().cpu().clone()
-        called = class_name(class_names, int(others.logits[image].argmax()))
-        found.append(Paste(patch, image, called, both[0], both[1]))
-    return tuple(found)
+    chosen = sorted(order[:EXAMPLES])
+    pastes = torch.tensor([paste for _, paste in chosen], dtype=torch.int64, device=row.device)
+    which = windows[row[pastes]]
+    after = pasted(own.images[which.image], others.images[other[pastes]], which)
+    return examples(others, other[pastes], after, [patch for patch, _ in chosen], class_names)
+
+
+def examples(
+    others: Pool, other: Tensor, after: Tensor, patch: Sequence[int], class_names: Sequence[str] | None
+) -> tuple[Paste, ...]:
+    """Images before and after, small.
+
+    Args:
+        others: those that were changed.
+        other: ``(n,)`` int64, which of them.
+        after: ``(n, C, H, W)``, what they were changed to.
+        patch: by which of its class's patches each was.
+        class_names: a name for each class.
+
+    """
+    before, after = (_small(images).detach().cpu().clone() for images in (others.images[other], after))
+    called = [class_name(class_names, k) for k in others.prediction[other].tolist()]
+    return tuple(map(Paste, patch, other.tolist(), called, before, after))
 
 
 def _small(images: Tensor) -> Tensor:

@@ -93,19 +93,32 @@ class Pasting:
         """Logits ``(n, classes)`` of one's own images, each with a window filled from another."""
         return self._run(self._others.images, other, self._own.images, windows.image, windows)
 
-    def _run(self, source: Tensor, source_row: Tensor, onto: Tensor, onto_row: Tensor, windows: Windows) -> Tensor:
-        self.passes += len(windows)
+    def changed(self, other: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Logits ``(n, classes)`` of the others ``(n,)``, changed.
 
-        def paste(mine: Tensor) -> Tensor:
-            mine = mine.to(windows.image.device)
+        Args:
+            other: which images.
+            change: from ``(m,)`` int64 rows of these, and their images ``(m, C, H, W)``, to the images that are asked.
+
+        """
+        return self._ask(self._others.images, other, change)
+
+    def _run(self, source: Tensor, source_row: Tensor, onto: Tensor, onto_row: Tensor, windows: Windows) -> Tensor:
+        return self._ask(onto, onto_row, lambda rows, images: pasted(source[source_row[rows]], images, windows[rows]))
+
+    def _ask(self, onto: Tensor, onto_row: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        self.passes += len(onto_row)
+
+        def ask(mine: Tensor) -> Tensor:
+            mine = mine.to(onto_row.device)
 
             def one(part: slice) -> Tensor:
                 rows = mine[part]
-                return self._classify(pasted(source[source_row[rows]], onto[onto_row[rows]], windows[rows]))
+                return self._classify(change(rows, onto[onto_row[rows]]))
 
             return in_chunks(one, len(mine), onto, self._chunks)
 
-        return self._workers.share(paste, len(windows))
+        return self._workers.share(ask, len(onto_row))
 
 
 def log_odds(logits: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from egcam_lightning.findings.sentences import EXPECTED_EXCESS
+from egcam_lightning.findings.rows import row_of
+from egcam_lightning.findings.sentences import EXPECTED_EXCESS, LEAST_IN_COMMON
 from egcam_lightning.metrics.faithfulness import Estimate
 from egcam_lightning.notebook import stretch, strip
 
@@ -45,13 +46,15 @@ class Finding:
     Attributes:
         target: the class.
         class_name: its name, its number where none is known.
-        kind: ``"capture"``: patches turn images of other classes into the class; ``"removal"``: without them images
-            are no longer the class.
+        kind: ``"capture"``: patches turn images of other classes into the class; ``"border"``, ``"colour"`` and
+            ``"overlay"``: what is spread over its images does, see :class:`Spread`; ``"removal"``: without the patches
+            images are no longer the class.
         effect: the share of the images that turned.
-        control: the same with windows of the same size at random places of the same images.
+        control: the same with windows of the same size at random places of the same images; of what is spread, with
+            the same of other classes' images.
         interval: 95 % interval of ``effect - control``.
         num_images: images of the class that were looked at.
-        patches: those that did it, the strongest first.
+        patches: those that did it, the strongest first; of what is spread there are none.
         sentence: all of it in words.
 
     """
@@ -138,6 +141,23 @@ class Paste:
 
 
 @dataclass(frozen=True, eq=False)
+class Spread:
+    """What something that is spread over a class's images does to other images.
+
+    Attributes:
+        kind: ``"border"``: the border of an image; ``"colour"``: its colours, as mean and covariance; ``"overlay"``:
+            what the class's images have in common, the difference of their mean from that of the others, doubled.
+        capture: what it does to images of other classes, beside the same of other classes' images.
+        pastes: some of the images that turned; their ``patch`` is 0.
+
+    """
+
+    kind: str
+    capture: Effect
+    pastes: tuple[Paste, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class ClassRecord:
     """What an audit knows of a class.
 
@@ -154,6 +174,8 @@ class ClassRecord:
         patches: the strongest windows.
         pastes: some of the images that these turned.
         parts: what smaller parts of the strongest windows do, the largest first; of classes with a finding.
+        spread: what is spread over its images does, where that was measured: of each kind for the classes whose images
+            did most where it was tried.
         num_windows: how many windows were tested.
         num_strong: those of them that turned more than half of what they were pasted into.
         why_not: why nothing was tested; empty where it was.
@@ -172,6 +194,7 @@ class ClassRecord:
     patches: tuple[Patch, ...] = ()
     pastes: tuple[Paste, ...] = ()
     parts: tuple[Part, ...] = ()
+    spread: tuple[Spread, ...] = ()
     num_windows: int = 0
     num_strong: int = 0
     why_not: str = ""
@@ -182,9 +205,16 @@ class ClassRecord:
         return self.capture is not None
 
     @property
+    def captures(self) -> tuple[tuple[str, Effect], ...]:
+        """What turned images of other classes into this one, by kind, the largest excess first."""
+        windows = () if self.capture is None else (("capture", self.capture),)
+        found = (*windows, *((one.kind, one.capture) for one in self.spread))
+        return tuple(sorted(found, key=lambda one: -one[1].excess))
+
+    @property
     def excess(self) -> float:
-        """That of the capture; NaN where nothing was tested."""
-        return self.capture.excess if self.capture is not None else float("nan")
+        """The largest of a capture; NaN where nothing was tested."""
+        return self.captures[0][1].excess if self.captures else float("nan")
 
     @property
     def smallest_part(self) -> Part | None:
@@ -203,7 +233,8 @@ class Tested:
         left_out: names of those that were not.
         pastes: images with a window in them that count for the class with the fewest, and as many for its control.
         sees: the smallest excess that is told from chance (at 5 %) in each tested class, four times in five.
-        enough: whether that is 0.2 or less, and no class was left out.
+        enough: whether that is 0.2 or less, no class was left out, and each has images enough to see what they have in
+            common.
 
     """
 
@@ -255,7 +286,7 @@ class AuditRecord:
             left_out=left_out,
             pastes=min((c.capture.pastes for c in tested if c.capture is not None), default=0),
             sees=self.sees,
-            enough=bool(tested) and not left_out and self.sees <= EXPECTED_EXCESS,
+            enough=not left_out and enough_tested(tested, self.sees),
         )
 
     @property
@@ -266,22 +297,7 @@ class AuditRecord:
     def rows(self) -> list[dict[str, Any]]:
         """A row a class, for ``pandas.DataFrame``; ``None`` for what was not tested."""
         found = {finding.target for finding in self.findings}
-        return [
-            {
-                "target": record.target,
-                "class_name": record.class_name,
-                "num_images": record.num_images,
-                "num_right": record.num_right,
-                "finding": record.target in found,
-                **_effect_row("capture", record.capture),
-                **_effect_row("removal", record.removal),
-                **_part_row(record.smallest_part),
-                "likeness": record.likeness,
-                "likeness_to_others": record.likeness_to_others,
-                "why_not": record.why_not,
-            }
-            for record in self.classes
-        ]
+        return [row_of(record, finding=record.target in found) for record in self.classes]
 
     def to_state(self) -> dict[str, Any]:
         """What a checkpoint may hold: tensors, numbers, strings and lists of them; :meth:`from_state` undoes it."""
@@ -303,6 +319,7 @@ class AuditRecord:
                     "removal": _effect(c["removal"]),
                     "patches": _patches(c["patches"]),
                     "pastes": tuple(Paste(**one) for one in c.get("pastes", ())),
+                    "spread": tuple(map(_spread, c.get("spread", ()))),
                     "parts": tuple(Part(**{**one, "capture": _effect(one["capture"])}) for one in c.get("parts", ())),
                 }
             )
@@ -330,6 +347,11 @@ class AuditRecord:
         return True
 
 
+def enough_tested(tested: Sequence[ClassRecord], sees: float) -> bool:
+    """Whether an excess of 0.2 would have been seen in each of some classes, also of what its images have in common."""
+    return bool(tested) and sees <= EXPECTED_EXCESS and all(c.num_images >= LEAST_IN_COMMON for c in tested)
+
+
 def class_name(names: Sequence[str] | None, target: int) -> str:
     """A class's name, its number where none is known."""
     return str(names[target]) if names is not None and 0 <= target < len(names) else str(target)
@@ -347,24 +369,12 @@ def _patches(state: list[dict[str, Any]]) -> tuple[Patch, ...]:
 
 
 def _effect(state: dict[str, Any] | None) -> Effect | None:
-    return None if state is None else Effect(**{**state, "interval": tuple(state["interval"])})
+    return None if state is None else Effect(**_effect_state(state))
 
 
-def _effect_row(kind: str, effect: Effect | None) -> dict[str, float | None]:
-    low, high = (None, None) if effect is None else effect.interval
-    return {
-        kind: None if effect is None else effect.effect,
-        f"{kind}_control": None if effect is None else effect.control,
-        f"{kind}_excess": None if effect is None else effect.excess,
-        f"{kind}_low": low,
-        f"{kind}_high": high,
-        f"{kind}_chance": None if effect is None else effect.chance,
-    }
+def _effect_state(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "interval": tuple(state["interval"])}
 
 
-def _part_row(part: Part | None) -> dict[str, float | None]:
-    return {
-        "part_height": None if part is None else part.height,
-        "part_width": None if part is None else part.width,
-        "part_capture": None if part is None else part.capture.effect,
-    }
+def _spread(state: dict[str, Any]) -> Spread:
+    return Spread(state["kind"], Effect(**_effect_state(state["capture"])), tuple(Paste(**p) for p in state["pastes"]))

@@ -6,6 +6,15 @@ from collections.abc import Sequence
 
 # What a test must be able to see before its silence says anything: more than windows at random places by so much.
 EXPECTED_EXCESS = 0.2
+# The mean of fewer images than these still shows each of them, and not what they have in common.
+LEAST_IN_COMMON = 16
+
+
+# Said wherever there is no finding: an all-clear is of this, and of nothing else.
+TRIED = (
+    "Tried were windows of 3/32 of an image, and of each class its borders, its colours and what its images have in "
+    "common; a texture, blur or noise was not."
+)
 
 
 def percent(share: float) -> str:
@@ -52,47 +61,102 @@ def removed(name: str, effect: float, control: float, windows: int, count: int) 
     )
 
 
+# What turns images: by one word, in a sentence, and what it is compared with.
+_SOURCES = {
+    "capture": ("a patch", "windows of its images turn", "windows at random places"),
+    "border": ("a border", "the borders of its images turn", "those of other classes"),
+    "colour": ("a colouring", "the colours of its images turn", "those of other classes"),
+    "overlay": ("a common trait", "what its images have in common, doubled, turns", "what those of other classes have"),
+}
+
+
+def spread(kind: str, name: str, effect: float, control: float, count: int) -> str:
+    """What a finding says of something that is spread over images.
+
+    Example:
+        >>> spread("border", "ship", 0.67, 0.02, 48)
+        "A border alone makes other images 'ship': the borders of its images turn 67 % of 48 images of other ..."
+
+    """
+    word, turns, beside = _SOURCES[kind]
+    return (
+        f"{_capital(word)} alone makes other images {name!r}: {turns} {percent(effect)} of {count} images of other "
+        f"classes; {beside}, {percent(control)}."
+    )
+
+
+def most(kind: str, name: str, effect: float, control: float) -> str:
+    """What is said of the largest excess of all.
+
+    Example:
+        >>> most("capture", "ship", 0.24, 0.02)
+        "Most was seen of 'ship': windows of its images turn 24 % of other images, windows at random places 2 %."
+
+    """
+    _, turns, beside = _SOURCES[kind]
+    return f"Most was seen of {name!r}: {turns} {percent(effect)} of other images, {beside} {percent(control)}."
+
+
+def turned_by(kind: str) -> dict[str, str]:
+    """What turned images and what it is compared with, as ``title`` and ``beside``.
+
+    Example:
+        >>> turned_by("border")
+        {'title': 'The borders of its images turn', 'beside': 'those of other classes'}
+
+    """
+    _, turns, beside = _SOURCES[kind]
+    return {"title": _capital(turns), "beside": beside}
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
 def headline(
-    found: Sequence[str], tested: int, images: int, worst: tuple[str, float, float] | None, sees: float
+    found: Sequence[tuple[str, str]],
+    tested: int,
+    images: int,
+    largest: tuple[str, str, float, float] | None,
+    *,
+    enough: bool,
 ) -> str:
     """The sentence above all others.
 
     Args:
-        found: names of the classes with a finding.
+        found: the findings, as the class's name and the kind.
         tested: how many classes were tested.
         images: how many images windows were taken of.
-        worst: name, effect and control of the class with the largest excess.
-        sees: the smallest excess that would have been told from chance.
+        largest: of the largest excess the kind, the class's name, effect and control.
+        enough: whether an excess of 0.2 would have been told from chance in each class.
 
     Example:
-        >>> headline([], 0, 0, None, 1.0)
+        >>> headline([], 0, 0, None, enough=False)
         'Not tested: no class could be. The notes say why.'
 
     """
-    if not tested or worst is None:
+    if not tested or largest is None:
         return "Not tested: no class could be. The notes say why."
     of = f"{tested} class" + ("es" if tested > 1 else "")
     if found:
-        names = ", ".join(map(repr, found[:5])) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+        classes = list(dict.fromkeys(name for name, _ in found))
+        names = ", ".join(map(repr, classes[:5])) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
+        kinds = [kind for kind in _SOURCES if kind in {kind for _, kind in found}]
+        what = " or ".join(_SOURCES[kind][0] for kind in kinds)
         return (
-            f"A patch alone makes other images {names}: a finding in {len(found)} of {of}, tested on {images} images."
-            " Look what the patches show: where it is the object itself, this is as it should be."
+            f"{_capital(what)} alone makes other images {names}: a finding in {len(classes)} of {of}, tested on "
+            f"{images} images. Look what it shows: where it is the object itself, this is as it should be."
         )
-    name, effect, control = worst
-    most = (
-        f"The most are those of {name!r}: they turn {percent(effect)} of the images that they are pasted into, windows "
-        f"at random places {percent(control)}."
-    )
+    _, _, effect, control = largest
+    said = most(*largest)
     where = f"{images} images of {of} were tested"
-    if sees > EXPECTED_EXCESS:
+    if not enough:
         return (
-            f"Not tested well enough: {where}, too few to see a patch that turns {percent(EXPECTED_EXCESS)} of other "
-            f"images. More images of each class are needed. {most}"
+            f"Not tested well enough: {where}, too few to see what turns {percent(EXPECTED_EXCESS)} of other images. "
+            f"More images of each class are needed. {said}"
         )
     if effect - control >= EXPECTED_EXCESS:
-        return f"No finding, and no all-clear: {where}, and some windows do more than chance. {most}"
+        return f"No finding, and no all-clear: {where}, and something does more than chance. {said}"
     return (
-        f"No window of 3/32 of an image was found that turns {percent(EXPECTED_EXCESS)} of other images into its "
-        f"class: {where}. {most} What is spread over the whole image (a frame, a colour cast, a watermark) no window "
-        "carries: that was not tested."
+        f"Nothing was found that turns {percent(EXPECTED_EXCESS)} of other images into a class: {where}. {said} {TRIED}"
     )

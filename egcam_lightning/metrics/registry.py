@@ -112,15 +112,16 @@ NUMBERS: dict[str, Number] = {
     "capture/excess": Number(
         "Capture, more than at random",
         *_LOWER,
-        "The largest share, over classes, of other images that a patch of the class alone turns into it, minus that of "
-        "patches at random places.",
+        "The largest share, over classes, of other images that a patch of the class (or its border, its colours, or "
+        "what its images have in common) alone turns into it, minus that of patches at random places or other classes.",
         1.0,
         audited=True,
     ),
     "capture/max": Number(
         "Capture",
         *_LOWER,
-        "The largest share, over classes, of other images that a patch of the class alone turns into it.",
+        "The largest share, over classes, of other images that a patch of the class (or its border, its colours, or "
+        "what its images have in common) alone turns into it.",
         1.0,
         audited=True,
     ),

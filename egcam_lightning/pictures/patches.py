@@ -38,7 +38,13 @@ def as_shown(
         record,
         findings=tuple(replace(finding, patches=patches(finding.patches)) for finding in record.findings),
         classes=tuple(
-            replace(one, patches=patches(one.patches), pastes=tuple(map(paste, one.pastes))) for one in record.classes
+            replace(
+                one,
+                patches=patches(one.patches),
+                pastes=tuple(map(paste, one.pastes)),
+                spread=tuple(replace(part, pastes=tuple(map(paste, part.pastes))) for part in one.spread),
+            )
+            for one in record.classes
         ),
     )
 

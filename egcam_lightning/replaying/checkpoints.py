@@ -198,20 +198,30 @@ def _files(checkpoints: Paths) -> list[Path]:
     several = [checkpoints] if isinstance(checkpoints, (str, PathLike)) else list(checkpoints)
     files: list[Path] = []
     for path in map(Path, several):
-        if path.is_dir():
+        if path.is_dir() and not _is_in_parts(path):
             inside = sorted(path.glob("*.ckpt")) or sorted(path.glob("checkpoints/*.ckpt"))
             if not inside:
                 below = sorted({str(found.parent) for found in path.glob("*/checkpoints/*.ckpt")})[:3]
                 hint = f"did you mean {' or '.join(below)}?" if below else "name the folder that ModelCheckpoint wrote."
                 raise ValueError(f"{path} holds no checkpoints (*.ckpt): {hint}")
             files += inside
-        elif path.is_file():
+        elif path.exists():
             files.append(path)
         else:
             raise ValueError(f"There is no checkpoint {path}.")
     if not files:
         raise ValueError("Expected at least one checkpoint, but got none.")
+    for path in filter(Path.is_dir, files):
+        raise ValueError(
+            f"{path} is a checkpoint in parts, one for each process, which one process cannot read. Pass "
+            "`save_distributed_checkpoint=False` to ModelParallelStrategy, which then writes one file."
+        )
     return list({path.resolve(): path for path in files}.values())
+
+
+def _is_in_parts(path: Path) -> bool:
+    """Whether a folder is one checkpoint, of a strategy that spreads the weights over processes."""
+    return (path / "meta.pt").is_file()
 
 
 def _look_at(path: Path, trust: bool) -> CheckpointFile:

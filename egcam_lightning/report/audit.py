@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from egcam_lightning.findings.records import AuditRecord, ClassRecord, Effect, Paste
-from egcam_lightning.findings.sentences import percent
+from egcam_lightning.findings.sentences import TRIED, percent, turned_by
 from egcam_lightning.metrics.registry import NUMBERS
 from egcam_lightning.pictures.patches import as_shown
 from egcam_lightning.report.payload import encode_image
@@ -50,6 +50,7 @@ def render_audit(record: AuditRecord, mean: Sequence[float] | None = None, std: 
             tested=record.tested,
             state="alarm" if record.findings else "clear" if record.clear else "open",
             said=said_first(record),
+            tried=TRIED,
             rows=class_rows(as_shown(record, mean, std)),
         )
     )
@@ -72,6 +73,14 @@ def class_rows(record: AuditRecord) -> list[dict[str, Any]]:
             "capture": _bars(one.capture),
             "removal": _bars(one.removal),
             "map": _mean_map(one),
+            "spread": [
+                {
+                    **turned_by(part.kind),
+                    "capture": _bars(part.capture),
+                    "pastes": [_before_and_after(paste) for paste in part.pastes],
+                }
+                for part in one.spread
+            ],
             "patches": [
                 {
                     "src": _picture(patch.pixels),

@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from egcam_lightning.findings.rows import SPREAD
 from egcam_lightning.history.records import Snapshot
 from egcam_lightning.pictures.draw import HEAT_LEVELS
 
@@ -126,12 +127,12 @@ class WandbSink:
         """Send a table of what patches do to other images: a row a class, with its strongest patches."""
         import wandb
 
-        columns: list[str | int] = ["class", "finding", "capture", "at random", "images", "patches"]
+        columns: list[str | int] = ["class", "finding", "capture", "at random", *SPREAD, "images", "patches"]
         table = wandb.Table(columns=list(columns))
         for row, one in zip(record.rows(), record.classes, strict=True):
             patches = [wandb.Image(patch.pixels.movedim(0, -1).numpy(), file_type=_SMALL) for patch in one.patches]
-            values = [row["class_name"], row["finding"], row["capture"], row["capture_control"], row["num_images"]]
-            table.add_data(*values, patches)
+            shares = [row[key] for key in ("capture", "capture_control", *SPREAD)]
+            table.add_data(row["class_name"], row["finding"], *shares, row["num_images"], patches)
         self.logger.log_metrics({f"{self.prefix}/findings": table}, step=self._step)
 
     def alert(self, title: str, text: str) -> None:

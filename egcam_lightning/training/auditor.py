@@ -28,7 +28,7 @@ from egcam_lightning.training.lightning_compat import (
 from egcam_lightning.training.probe_display import normalization_for
 
 _SAMPLES = 2  # draws of each map: it only says where to try, and what is said is said by pasting
-# An audit takes about ten passes an image; a default snapshot some fifty. In images of a snapshot:
+# An audit takes about twelve passes an image; a default snapshot some fifty. In images of a snapshot:
 _COST = 0.25
 _FEWEST = 64
 _ESTIMATED = 32  # images at most whose maps are judged
@@ -91,8 +91,8 @@ def audit_fit(fit: Fit, snapshot_seconds: float, count: int) -> AuditRecord:
     """
     trainer, module, config, group = fit.trainer, fit.module, fit.config, fit.process_group
     expected = count * _seconds_an_image(snapshot_seconds, _explained(fit))
-    fit.announce_wait(f"Auditing {count} images: pasting patches into others", expected / group.world)
-    explainer = replace(config.explainer, forward_fn=fit.forward, num_samples=_SAMPLES)
+    fit.announce_wait(f"Auditing {count} images: pasting patches into others", expected / group.shares.count)
+    explainer = replace(fit.explainer, num_samples=_SAMPLES)
     with validation_data(trainer, module):
         read = group.run_or_raise_everywhere(lambda: _read(fit, count) if group.rank == 0 else None)
     sample: Probe | str = group.broadcast(read)
@@ -133,7 +133,7 @@ def _faithfulness(fit: Fit, sample: Probe, images: Tensor) -> tuple[Estimate, ..
     )
     images = images[chosen]
     labels = None if labels is None else labels[chosen].to(images.device)
-    explainer = ExpectedGradCAM(fit.module, **fit.config.explainer.arguments(forward_fn=fit.forward))
+    explainer = ExpectedGradCAM(fit.module, **fit.explainer.arguments())
     with torch.no_grad():
         output = explainer.forward(images)
     target = known_targets(fit.config.target, labels, count, output, explainer.score)
@@ -174,7 +174,7 @@ def not_tested(reason: str) -> AuditRecord:
 
 def scalars_of(record: AuditRecord | None) -> dict[str, float]:
     """What is logged of an audit, by key; nothing where nothing was tested."""
-    tested = [] if record is None else [one.capture for one in record.classes if one.capture is not None]
+    tested = [] if record is None else [effect for one in record.classes for _, effect in one.captures]
     if not tested:
         return {}
     return {

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from egcam_lightning.training.process_group import LostProcess
+
 Result = TypeVar("Result")
 
 
@@ -36,7 +38,7 @@ class Failsafe:
 
     def report(self, task: str, error: Exception) -> None:
         """Warn of an error, once for each task and kind of error."""
-        if self.strict:
+        if self.strict or isinstance(error, LostProcess):  # the training would wait in vain, too
             raise error
         name = type(error).__name__
         kind = f"{task} {name} {getattr(error, 'errno', None)}"  # a full disk and a missing folder are both OSError

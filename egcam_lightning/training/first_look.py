@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from egcam_lightning.data.loaders import SampleReader
 from egcam_lightning.data.probe import Probe, build_probe, is_batch
 from egcam_lightning.data.targets import known_targets
 from egcam_lightning.explain import ExpectedGradCAM
+from egcam_lightning.explain.candidates import clean_name
 from egcam_lightning.explain.chunking import is_out_of_memory
+from egcam_lightning.explain.sharding import whole
+from egcam_lightning.explain.split_model import first_tensor, hooked
 from egcam_lightning.metrics.registry import build_metrics, needs_masks
 from egcam_lightning.training.fit import Fit
 from egcam_lightning.training.lightning_compat import to_model, validation_source
@@ -57,14 +62,15 @@ def look_at_model(fit: Fit, probe: Probe) -> tuple[Snapshotter, str]:
 
     Raises:
         ValueError: where the user's settings do not fit the model or the data.
-        MisconfigurationException: where the module cannot be called with images.
+        MisconfigurationException: where the module cannot be called with images, and where each process has a part of
+            the layer that it does not know to be one.
 
     """
     module, config, run_state = fit.module, fit.config, fit.run_state
     run_state.adopt(probe)
     assert run_state.probe is not None
     probe = run_state.probe
-    explainer = ExpectedGradCAM(module, **config.explainer.arguments(forward_fn=fit.forward))
+    explainer = ExpectedGradCAM(module, **fit.explainer.arguments())
     inputs = probe.inputs(torch.arange(min(len(probe), 4)), module.device)
     with fit.isolated(), torch.no_grad():
         output = explainer.logits(fit.attempt(*inputs))
@@ -72,6 +78,7 @@ def look_at_model(fit: Fit, probe: Probe) -> tuple[Snapshotter, str]:
         explainer.score.check(output, known if known is None or known.ndim == 1 else known[: len(output)])
         layer = explainer.perturbation.at(explainer.find(*inputs))
         fast = explainer.is_fast(*inputs)
+        _check_that_layers_are_whole(fit, str(explainer.layer), inputs)
     if config.target == "label" and probe.labels is None and explainer.score.takes_labels:
         fit.failsafe.inform(
             "No labels were found in the batches: the class that the model predicts is explained of each image. Pass "
@@ -94,3 +101,37 @@ def look_at_model(fit: Fit, probe: Probe) -> tuple[Snapshotter, str]:
         f"{len(probe)} images at layer {layer!r} (grid {'x'.join(map(str, grid))}), on paths between "
         + ("its activations" if fast else "images, each draw a pass through the whole network")
     )
+
+
+def _check_that_layers_are_whole(fit: Fit, names: str, inputs: tuple[Tensor, ...]) -> None:
+    """Refuse a layer of which each process has other channels, as within a tensor-parallel block.
+
+    Where such a layer returns a ``DTensor`` its parts are put together. Where it returns a plain tensor nothing says
+    that it is a part; but then processes that make the same pass do not see the same.
+    """
+    group = fit.process_group
+    if group.world == group.shares.count:
+        return
+    modules = {clean_name(name): module for name, module in fit.module.named_modules()}
+
+    def seen(name: str) -> Tensor:
+        found: list[Tensor] = []
+
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = first_tensor(output)
+            assert tensor is not None
+            found.append(whole(tensor).float())
+
+        with hooked(modules[name], hook):
+            fit.forward(fit.module, *inputs)
+        values = found[0].flatten().double()
+        return torch.stack([values.sum(), values.abs().sum(), values @ torch.arange(len(values)).to(values)])
+
+    for name in names.split("+"):
+        everywhere = group.all_gather(group.run_or_raise_everywhere(partial(seen, name)))
+        if bool(((everywhere - everywhere[0]).abs() > 1e-3 * everywhere[0].abs()).any()):
+            raise MisconfigurationException(
+                f"The layer {name!r} is within a tensor-parallel block: each process has other channels of it. Pass a "
+                "`target_layer` around it, such as the whole block, or have it return a `DTensor` "
+                "(`use_local_output=False`), whose parts can be put together."
+            )

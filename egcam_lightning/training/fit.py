@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from egcam_lightning.config import CallbackConfig
 from egcam_lightning.explain.chunking import is_out_of_memory
+from egcam_lightning.explain.config import ExplainerConfig
 from egcam_lightning.explain.isolation import isolated
 from egcam_lightning.training.failsafe import Failsafe
 from egcam_lightning.training.lightning_compat import print_in_progress_bar, unheard
@@ -47,7 +48,19 @@ class Fit:
     @cached_property
     def process_group(self) -> ProcessGroup:
         """The processes that share the fit."""
-        return ProcessGroup(self.trainer.strategy)
+        return ProcessGroup(self.trainer.strategy, self.module)
+
+    @cached_property
+    def explainer(self) -> ExplainerConfig:
+        """How the module is explained.
+
+        Where its weights are spread over processes, memory is what is short: then no more points go through it at once
+        than a process has images of the probe, unless the user says how many. Larger chunks need fewer gatherings.
+        """
+        asked = replace(self.config.explainer, forward_fn=self.forward)
+        if asked.chunk_size is not None or not self.process_group.shards_weights:
+            return asked
+        return replace(asked, chunk_size=-(-self.config.num_images // self.process_group.shares.count))
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
@@ -67,6 +80,7 @@ class Fit:
     def forward(self, module: LightningModule, images: Tensor, *others: Any) -> Any:
         """Call the module in the precision in which the validation loop does; all arithmetic around it is float32."""
         forward_fn = self.config.explainer.forward_fn
+        self.process_group.begin_pass()
         with self.trainer.precision_plugin.forward_context():
             return module(images, *others) if forward_fn is None else forward_fn(module, images, *others)
 

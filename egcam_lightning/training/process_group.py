@@ -6,56 +6,77 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import Strategy
-from torch import Tensor
+from torch import Tensor, nn
+
+from egcam_lightning.training.sharded_weights import ShardedWeights
+from egcam_lightning.training.strategies import Shares
+from egcam_lightning.training.turns import Turns
 
 Result = TypeVar("Result")
 
 
-def check_strategy(strategy: Strategy) -> None:
-    """Refuse a strategy that no process can explain under by itself.
-
-    Raises:
-        MisconfigurationException: where it spreads the weights of a layer over processes.
-
-    """
-    kinds = [kind.__name__ for kind in type(strategy).__mro__]
-    if any(name in kind for kind in kinds for name in ("FSDP", "DeepSpeed", "ModelParallel")):
-        raise MisconfigurationException(
-            f"ExpectedGradCAMCallback does not run under {type(strategy).__name__}: the weights of a layer are spread "
-            "over processes there. Use DDP, or remove the callback."
-        )
-
-
-class FailedElsewhere(RuntimeError):
-    """Another process failed, and this one did not."""
+class LostProcess(RuntimeError):
+    """Another process does not answer: none of what follows, the training's own steps included, can go on."""
 
 
 class ProcessGroup:
     """Splits work over the processes of a strategy and gathers what they found.
 
-    Shares are interleaved and padded to one length, since gathering needs equal shapes everywhere.
+    Shares are interleaved and padded to one length, so that processes make about the same passes.
 
     Args:
         strategy: the Trainer's strategy.
+        module: the module that it trains, whose weights may be spread over the processes; ``None`` where they are not.
+
+    Raises:
+        LostProcess: from any method that waits for the other processes, where one of them does not answer.
 
     """
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy, module: nn.Module | None = None) -> None:
         self._strategy = strategy
         self.rank = int(getattr(strategy, "global_rank", 0))
         self.world = int(getattr(strategy, "world_size", 1))
+        self.shares = Shares.of(strategy)
+        self._lost: LostProcess | None = None
+        self._weights = None if module is None or self.world == 1 else ShardedWeights(module)
+        if self.world > 1:
+            self._turns = Turns(self.all_gather, self.broadcast, strategy.root_device, self._weights, self._together)
+
+    def _together(self, collective: Callable[[], Result]) -> Result:
+        """Call what waits for the other processes."""
+        if self._lost is not None:
+            raise self._lost
+        try:
+            return collective()
+        except RuntimeError as error:
+            self._lost = LostProcess(
+                "ExpectedGradCAMCallback waited in vain for another process, which has ended, or did not answer within "
+                f"the process group's timeout. {type(error).__name__}: {error}"
+            )
+            raise self._lost from error
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each process holds a part of the module's weights only."""
+        return bool(self._weights)
+
+    def begin_pass(self) -> None:
+        """Before each pass through the module: forget one that ended half way."""
+        if self._weights is not None:
+            self._weights.begin_pass()
+            self._turns.begin_pass()
 
     def shard(self, count: int) -> tuple[Tensor, int]:
         """Rows of ``count`` that this process works on.
 
         Returns:
-            The rows, as many in every process, and how many of them are its own; the rest is padding.
+            The rows, as many in every process, and how many of them are its share's own; the rest is padding.
 
         """
-        length = -(-count // self.world)
-        rows = torch.arange(length * self.world)[self.rank :: self.world]
+        parts = self.shares.count
+        rows = torch.arange(-(-count // parts) * parts)[self.shares.own :: parts]
         return rows % count, int((rows < count).sum())
 
     def gather(self, share: Tensor, count: int) -> Tensor:
@@ -83,19 +104,18 @@ class ProcessGroup:
         """``(world, ...)`` on the CPU: a value of one shape from every process."""
         if self.world == 1:
             return value[None].cpu()
-        # Strategies stack what they gather, or concatenate it.
-        return self._strategy.all_gather(value).cpu().reshape(self.world, *value.shape)
+        return self._added(value[None], torch.tensor([self.rank]), self.world)
 
     def all(self, flag: bool) -> bool:
         """Whether ``flag`` is true in every process."""
         if self.world == 1:
             return flag
         flags = torch.tensor(int(flag), device=self._strategy.root_device)
-        return int(self._strategy.reduce(flags, reduce_op="sum")) == self.world
+        return self._together(lambda: int(self._strategy.reduce(flags, reduce_op="sum"))) == self.world
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
         """What the first process holds, or process ``source``."""
-        return value if self.world == 1 else self._strategy.broadcast(value, source)
+        return value if self.world == 1 else self._together(lambda: self._strategy.broadcast(value, source))
 
     def broadcast_known(self, value: Any) -> Any:
         """What the first process holds that holds anything; ``None`` where none does."""
@@ -113,23 +133,30 @@ class ProcessGroup:
 
         Args:
             part: this process's rows ``(n, ...)``, of the same shape and type everywhere, but for their number.
-            rows: ``(n,)``, where they belong; each row belongs to one process.
+            rows: ``(n,)``, where they belong; each row belongs to one share.
             count: rows of the whole.
 
         """
+        counts = None if self.shares.hands_in else 0
+        return self._added(part[:counts], rows[:counts], count)
+
+    def _added(self, part: Tensor, rows: Tensor, count: int) -> Tensor:
         if self.world == 1:
             return part.cpu()
         whole = part.new_zeros(count, *part.shape[1:])
         whole[rows.to(part.device)] = part
         # What is returned counts: not every strategy adds in place.
-        added = self._strategy.reduce(whole.view(-1).view(torch.uint8), reduce_op="sum")
-        return added.cpu().view(part.dtype).view(whole.shape)
+        added = self._together(lambda: self._strategy.reduce(whole.view(-1).view(torch.uint8), reduce_op="sum").cpu())
+        return added.view(part.dtype).view(whole.shape)
 
     def run_or_raise_everywhere(self, work: Callable[[], Result]) -> Result:
         """Do ``work`` that waits for no other process; where it fails in one, it fails in all, and nobody waits.
 
+        Passes through the module, whose weights may be spread over the processes, are made inside alone, and as many
+        as each process needs: see :mod:`~egcam_lightning.training.turns`.
+
         Args:
-            work: what to do.
+            work: what to do. It may consist of such work in turn.
 
         Returns:
             What it returns in this process.
@@ -139,17 +166,4 @@ class ProcessGroup:
             FailedElsewhere: where it raised in another one; the message names the cause.
 
         """
-        if self.world == 1:
-            return work()
-        result: list[Result] = []
-        error: Exception | None = None
-        try:
-            result.append(work())
-        except Exception as problem:
-            error = problem
-        if not self.all(error is None):
-            failed = self.all_gather(torch.tensor(int(error is not None), device=self._strategy.root_device))
-            rank = int(failed.argmax())
-            cause = self.broadcast(f"{type(error).__name__}: {error}", rank)
-            raise error if error is not None else FailedElsewhere(f"it failed in process {rank}. {cause}")
-        return result[0]
+        return work() if self.world == 1 else self._turns.run(work)

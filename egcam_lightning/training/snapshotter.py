@@ -23,6 +23,7 @@ from egcam_lightning.metrics import functional as F
 from egcam_lightning.metrics.change import change_of
 from egcam_lightning.metrics.evaluate import Evidence, evaluate
 from egcam_lightning.training.failsafe import Failsafe
+from egcam_lightning.training.few_at_once import explain_few_at_once
 from egcam_lightning.training.process_group import ProcessGroup
 
 
@@ -120,14 +121,11 @@ class Snapshotter:
     ) -> tuple[tuple[Tensor, ...], Explanation, Tensor | None]:
         """The inputs of this process's share of the probe, their explanation, and the noise floor of each."""
         inputs = probe.inputs(rows, self.device)
-        explanation = self.explainer(
-            inputs[0],
-            baselines,
-            None if probe.targets is None else probe.targets[rows].to(self.device),
-            additional_forward_args=inputs[1:],
-            image_index=rows.tolist(),
+        targets = None if probe.targets is None else probe.targets[rows].to(self.device)
+        explanation, floor = explain_few_at_once(
+            self.explainer, inputs, baselines, targets, rows.tolist(), seed=self.seed
         )
-        return inputs, explanation, F.noise_floor(explanation.draws, explanation.baseline_index, seed=self.seed)
+        return inputs, explanation, floor
 
     def _gather(
         self, probe: Probe, explanation: Explanation, floor: Tensor | None, generation: int, when: Occasion

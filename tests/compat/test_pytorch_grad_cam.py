@@ -30,12 +30,13 @@ def hooks(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("method", [GradCAM, ExpectedGradCAM])
+@pytest.mark.cpu("ROAD, one of its measures, runs on a CPU")
 def test_a_pipeline_runs_with_one_import_changed(method: type) -> None:
     model, layers = vgg()
     with method(model=model, target_layers=layers) as cam:
         maps = cam(input_tensor=INPUTS, targets=TARGETS)
         outputs = cam.outputs
-    shown = show_cam_on_image(INPUTS[0].permute(1, 2, 0).numpy(), maps[0], use_rgb=True)
+    shown = show_cam_on_image(INPUTS[0].permute(1, 2, 0).cpu().numpy(), maps[0], use_rgb=True)
     assert shown.shape == (*INPUTS.shape[2:], 3)
     assert maps.shape == (2, *INPUTS.shape[2:])
     assert maps.dtype == np.float32
@@ -53,7 +54,7 @@ def test_maps_are_the_explainers_rectified_and_scaled_as_theirs_are() -> None:
         maps = cam(INPUTS, TARGETS)
     found = Explainer(model, layers[0], num_samples=8)(INPUTS, images(4, seed=1), torch.tensor([1, 4]))
     size = (INPUTS.shape[3], INPUTS.shape[2])
-    expected = scale_cam_image(scale_cam_image(found.attribution.clamp(min=0).numpy(), size))
+    expected = scale_cam_image(scale_cam_image(found.attribution.clamp(min=0).cpu().numpy(), size))
     np.testing.assert_allclose(maps, expected, atol=1e-5)
 
 
@@ -61,7 +62,7 @@ def test_without_baselines_paths_begin_at_the_all_zero_input() -> None:
     model, layers = vgg()
     maps = ExpectedGradCAM(model, layers)(INPUTS, TARGETS)
     found = Explainer(model, layers[0], Perturbation(baseline="zeros"))(INPUTS, target=torch.tensor([1, 4]))
-    expected = scale_cam_image(scale_cam_image(found.attribution.clamp(min=0).numpy(), INPUTS.shape[:1:-1]))
+    expected = scale_cam_image(scale_cam_image(found.attribution.clamp(min=0).cpu().numpy(), INPUTS.shape[:1:-1]))
     np.testing.assert_allclose(maps, expected, atol=1e-5)
 
 
@@ -87,7 +88,7 @@ def test_several_layers_of_different_sizes_are_scaled_and_averaged() -> None:
     both = ExpectedGradCAM(model, layers)(INPUTS, TARGETS)  # type: ignore[arg-type]
     found = Explainer(model, layers, Perturbation(baseline="zeros")).each(INPUTS, target=torch.tensor([1, 4]))
     size = INPUTS.shape[:1:-1]
-    each = [scale_cam_image(one.attribution.clamp(min=0).numpy(), size) for one in found]
+    each = [scale_cam_image(one.attribution.clamp(min=0).cpu().numpy(), size) for one in found]
     assert found[0].attribution.shape != found[1].attribution.shape
     np.testing.assert_allclose(both, scale_cam_image(np.mean(each, 0)), atol=1e-5)
 

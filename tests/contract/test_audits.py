@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from egcam_lightning import ExpectedGradCAMCallback, Finding, History
@@ -19,7 +20,7 @@ from egcam_lightning.report.summary import summarise
 from egcam_lightning.training.auditor import audit_size
 from tests.findings.scenes import ByHand, images_of
 from tests.support.fits import fit, make_callback
-from tests.support.parallel import fit_in_two
+from tests.support.parallel import fit_in_two, fit_sharded
 
 NAMES = ("horse", "deer", "frog", "cat")
 
@@ -186,7 +187,12 @@ SEEN: list[int] = []  # not the module's own, which an audit leaves as it was
 
 
 class Counting(Fixed):
-    """Counts the images that it sees."""
+    """Counts the images that it sees; its weights are sharded where there is something to shard them over."""
+
+    def configure_model(self):
+        if self._device_mesh is not None:
+            for unit in (self.network.features, self):
+                fully_shard(unit, mesh=self.device_mesh["data_parallel"])
 
     def forward(self, x):
         SEEN.append(len(x))
@@ -201,11 +207,13 @@ class Counting(Fixed):
 
 
 @pytest.mark.timeout(90)
-def test_two_processes_share_an_audit_and_find_what_one_does(tmp_path):
+@pytest.mark.cpu("two processes and gloo")
+@pytest.mark.parametrize("fit_in_processes", [fit_in_two, fit_sharded], ids=["ddp", "fsdp2"])
+def test_two_processes_share_an_audit_and_find_what_one_does(tmp_path, fit_in_processes):
     images, labels = images_of(13, tagged=0.5)
     data = TensorDataset(images, labels)
     seen, audits = [], []
-    for folder, work in ((tmp_path / "one", fit), (tmp_path / "two", fit_in_two)):
+    for folder, work in ((tmp_path / "one", fit), (tmp_path / "two", fit_in_processes)):
         callback = make_callback(num_samples=4, num_images=3, class_names=NAMES)
         loaders = {"train": DataLoader(data, 13), "val": DataLoader(data, 13)}
         folder.mkdir()
@@ -225,6 +233,7 @@ def test_two_processes_share_an_audit_and_find_what_one_does(tmp_path):
 
 
 @pytest.mark.timeout(90)
+@pytest.mark.cpu("two processes and gloo")
 def test_an_audit_that_fails_in_one_process_stops_neither(tmp_path):
     class Breaks(Fixed):
         def forward(self, x):

@@ -38,6 +38,7 @@ def scores(weights, dataset, rows):
 
 @pytest.mark.parametrize("first", [True, False], ids=["averaging first", "callback first"])
 @pytest.mark.parametrize("averaging", [WeightAveraging, EMAWeightAveraging])
+@pytest.mark.real("it averages no counters")
 def test_averaged_weights_are_explained_whatever_the_order_of_the_callbacks(tmp_path, first, averaging):
     callback, witness = make_callback(), Witness()
     average = averaging() if averaging is WeightAveraging else EMAWeightAveraging(decay=0.5)
@@ -67,6 +68,7 @@ class Moved(Callback):
             self.same.append(torch.equal(self.trained, pl_module.head[-1].weight))
 
 
+@pytest.mark.real("it averages no counters")
 def test_the_averaged_weights_of_these_tests_differ_from_the_trained(tmp_path):
     moved = Moved()
     fit(tmp_path, WeightAveraging(), moved)
@@ -101,9 +103,9 @@ class Transferring(Net):
 def test_the_probe_passes_the_transfers_of_validation_and_the_baselines_those_of_training(tmp_path):
     callback = make_callback(num_images=16, num_baselines=8)
     _, net = fit(tmp_path, callback, net=Transferring(), max_epochs=1)
-    validated = torch.cat(net.seen["val"])
+    validated = torch.cat(net.seen["val"]).cpu()
     assert torch.equal(callback.probe.images, validated.half())
-    trained = torch.cat(net.seen["train"]).half()
+    trained = torch.cat(net.seen["train"]).cpu().half()
     chosen = callback.baselines
     assert callback.history[-1].baselines == 1
     assert len(chosen) == 8
@@ -124,7 +126,7 @@ def test_data_without_indices_give_the_first_batch_as_validation_saw_it(tmp_path
 
     callback = make_callback()
     _, net = fit(tmp_path, callback, net=Transferring(), val=DataLoader(Stream(), 8), max_epochs=1)
-    assert torch.equal(callback.probe.images, net.seen["val"][0][:4].half())
+    assert torch.equal(callback.probe.images, net.seen["val"][0][:4].cpu().half())
 
 
 # ---- precision
@@ -158,6 +160,7 @@ def test_maps_are_float32_in_every_precision_and_close_to_those_of_float32(tmp_p
     assert found.metrics.keys() == expected.metrics.keys()
 
 
+@pytest.mark.real("it has no autocast")
 def test_mixed_precision_runs_the_model_as_validation_does(tmp_path, trained):
     """Not in float32, which a bare call in a hook would do."""
     types = []

@@ -10,15 +10,17 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from scipy import stats
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from egcam_lightning import ExpectedGradCAM, ExpectedGradCAMCallback, History
 from egcam_lightning.data.baselines import Baselines
 from egcam_lightning.data.probe import Probe
 from egcam_lightning.metrics.registry import DEFAULT_METRICS
-from egcam_lightning.training.process_group import FailedElsewhere, ProcessGroup
+from egcam_lightning.training.process_group import ProcessGroup
+from egcam_lightning.training.turns import FailedElsewhere
 from tests.support import faulty, fits
 from tests.support.faulty import BrokenMetric, complaints
 from tests.support.fingerprints import fingerprint
@@ -469,18 +471,48 @@ def test_resumed_within_the_first_epoch_the_sample_is_drawn_anew_from_a_whole_ep
 # ---- other strategies
 
 
+def strategy_named(name, **attributes):
+    return type(name, (SingleDeviceStrategy,), attributes)("cpu")
+
+
+def start(strategy):
+    ExpectedGradCAMCallback().setup(SimpleNamespace(strategy=strategy, callbacks=[]), Net(), "fit")
+
+
 @pytest.mark.parametrize(
     "strategy",
     [
-        FSDPStrategy,
-        type("MyFSDP", (FSDPStrategy,), {}),
-        type("DeepSpeedStrategy", (SingleDeviceStrategy,), {}),
-        type("ModelParallelStrategy", (SingleDeviceStrategy,), {}),
+        FSDPStrategy(),
+        type("MyFSDP", (FSDPStrategy,), {})(),
+        strategy_named("DeepSpeedStrategy", zero_stage_3=True),
     ],
 )
-def test_sharding_strategies_are_refused_in_setup_by_name(strategy):
-    made = strategy() if issubclass(strategy, FSDPStrategy) else strategy("cpu")
-    trainer = SimpleNamespace(strategy=made, callbacks=[])
-    with pytest.raises(MisconfigurationException, match=f"does not run under {strategy.__name__}.*Use DDP"):
-        ExpectedGradCAMCallback().setup(trainer, Net(), "fit")
-    ExpectedGradCAMCallback().setup(trainer, Net(), "test")
+def test_a_strategy_that_it_would_wait_under_is_refused_in_setup_by_name(strategy):
+    name = type(strategy).__name__
+    with pytest.raises(
+        MisconfigurationException, match=rf"does not run under {name}: .*fully_shard.* \(FSDP2\), or DDP"
+    ):
+        start(strategy)
+    ExpectedGradCAMCallback().setup(SimpleNamespace(strategy=strategy, callbacks=[]), Net(), "test")
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [strategy_named("DeepSpeedStrategy", zero_stage_3=False), strategy_named("ModelParallelStrategy")],
+)
+def test_strategies_that_leave_each_process_its_own_passes_are_not_refused(strategy):
+    start(strategy)
+
+
+def test_a_torch_that_cannot_undo_a_failed_pass_under_fsdp2_is_refused(monkeypatch):
+    monkeypatch.delattr(FSDPModule, "reset_iter_state")
+    with pytest.raises(MisconfigurationException, match="Update torch, use DDP, or remove"):
+        start(strategy_named("ModelParallelStrategy"))
+
+
+def test_deepspeeds_stages_are_told_apart():
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    for stage in (1, 2):
+        start(DeepSpeedStrategy(stage=stage))
+    with pytest.raises(MisconfigurationException, match="stage 3"):
+        start(DeepSpeedStrategy(stage=3))

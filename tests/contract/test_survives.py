@@ -95,6 +95,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.cpu("it is killed in a forked process")
 def test_killed_at_a_random_moment_and_resumed_a_run_logs_what_it_would_have(tmp_path, whole, seed):
     """By SIGKILL, at any call of the package; checkpoints after every epoch, every step, every third step."""
     folder, calls = whole
@@ -134,6 +135,7 @@ def assert_whole(folder):
 
 
 @pytest.mark.parametrize("every", [2, 3, 5])
+@pytest.mark.cpu("it is killed in a forked process")
 def test_checkpoints_within_an_epoch_resume_exactly(tmp_path, whole, every):
     """From each of them, the ones within the first epoch too, when the sample of baselines is not complete."""
     folder, _ = whole
@@ -332,6 +334,7 @@ def loaded(state):
 
 
 @pytest.mark.parametrize("name", ["history.jsonl", "probe.npz", "maps", "panels", "report.html"])
+@pytest.mark.cpu("it is killed in a forked process")
 def test_killed_while_writing_a_file_nothing_is_half_written(tmp_path, whole, monkeypatch, name):
     """Half of the second content that a file gets reaches the disk, and then the process is killed."""
     original, seen = Path.write_bytes, []
@@ -355,6 +358,7 @@ def test_killed_while_writing_a_file_nothing_is_half_written(tmp_path, whole, mo
     assert_whole(tmp_path / "files")
 
 
+@pytest.mark.cpu("it is killed in a forked process")
 def test_killed_while_appending_a_line_the_history_is_read_without_it_and_goes_on(tmp_path, whole, monkeypatch):
     class Torn(io.FileIO):
         def write(self, data):

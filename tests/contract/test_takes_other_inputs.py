@@ -108,7 +108,7 @@ def test_they_survive_a_resume_and_tell_runs_apart(tmp_path: Any) -> None:
     assert first.fingerprint == second.fingerprint
 
     def with_one_place(net: nn.Module, x: Tensor, row: Tensor) -> Tensor:
-        return net(x, row, torch.zeros(len(x), dtype=torch.long))
+        return net(x, row, torch.zeros(len(x), dtype=torch.long, device=x.device))
 
     fewer = make_callback(additional_keys=["row"], forward_fn=with_one_place)
     with pytest.warns(UserWarning, match=r"explanations are of images of shape .* The history starts afresh"):

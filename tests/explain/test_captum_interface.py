@@ -33,7 +33,7 @@ def test_it_is_the_explanation_at_the_images_size(vgg_case: Case, explainer: Exp
     assert found.shape == vgg_case.inputs.shape
     torch.testing.assert_close(found.flatten(1).sum(1), whole.attribution.flatten(1).sum(1), rtol=1e-3, atol=1e-5)
     shrunk = interpolate(found.sum(1, keepdim=True), size=whole.attribution.shape[1:], mode="area")[:, 0]
-    assert np.corrcoef(shrunk.flatten(), whole.attribution.flatten())[0, 1] > 0.9
+    assert np.corrcoef(shrunk.flatten().cpu(), whole.attribution.flatten().cpu())[0, 1] > 0.9
     expected = whole.attribution.flatten(1).sum(1) - (whole.score - whole.baseline_score)
     torch.testing.assert_close(delta, expected)
 
@@ -114,22 +114,23 @@ def test_captums_metrics_take_it(vgg_case: Case, explainer: ExpectedGradCAM) -> 
 
 def test_captums_visualization_shows_it(vgg_case: Case, explainer: ExpectedGradCAM) -> None:
     attribution = explainer.attribute(vgg_case.inputs, vgg_case.baselines, vgg_case.target)
-    shown = attribution[0].movedim(0, 2).numpy()
+    shown = attribution[0].movedim(0, 2).cpu().numpy()
     figure, _ = visualization.visualize_image_attr(shown, method="heat_map", sign="all", use_pyplot=False)
     assert figure.axes[0].images[0].get_array().shape[:2] == tuple(vgg_case.inputs.shape[2:])
 
 
+@pytest.mark.cpu("Quantus is given arrays, and a model on the CPU")
 def test_quantus_takes_it(vgg_case: Case) -> None:
     def explain(model, inputs, targets, **_):
         explainer = ExpectedGradCAM(model, vgg_case.layer, num_samples=4)
         images = torch.as_tensor(np.asarray(inputs), dtype=torch.float32)
-        return explainer.attribute(images, vgg_case.baselines, torch.as_tensor(targets)).numpy()
+        return explainer.attribute(images, vgg_case.baselines, torch.as_tensor(targets)).cpu().numpy()
 
     metric = quantus.MaxSensitivity(nr_samples=2, lower_bound=0.02, disable_warnings=True, return_aggregate=False)
     values = metric(
         model=vgg_case.model,
-        x_batch=vgg_case.inputs.numpy(),
-        y_batch=vgg_case.target.numpy(),
+        x_batch=vgg_case.inputs.cpu().numpy(),
+        y_batch=vgg_case.target.cpu().numpy(),
         a_batch=None,
         explain_func=explain,
         device="cpu",

@@ -76,7 +76,7 @@ class MovingBuffers(nn.Module):
 
 
 def bits(tensor: Tensor) -> bytes:
-    return tensor.detach().clone().numpy().tobytes()  # a tensor lent to NumPy can no longer be resized
+    return tensor.detach().clone().cpu().numpy().tobytes()  # a tensor lent to NumPy can no longer be resized
 
 
 def raises(error: type[BaseException], fails: bool) -> AbstractContextManager:
@@ -135,6 +135,7 @@ def test_training_flags_are_put_back_one_by_one(fails: bool) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.real("its tensors cannot be resized")
 def test_buffers_that_move_in_eval_are_put_back_bit_for_bit(fails: bool) -> None:
     model = nn.Sequential(MovingBuffers(), nn.BatchNorm1d(2))
     for _ in range(2):  # the second time the buffers have been somewhere already
@@ -164,6 +165,7 @@ def test_buffers_that_move_in_eval_are_put_back_bit_for_bit(fails: bool) -> None
         model[0].in_place.mul_(2)
 
 
+@pytest.mark.real("its tensors cannot be resized")
 def test_buffers_that_did_not_move_are_not_written() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), MovingBuffers())
     still = [*model[1].buffers(), model[2].still]
@@ -173,6 +175,7 @@ def test_buffers_that_did_not_move_are_not_written() -> None:
     assert [buffer._version for buffer in still] == versions
 
 
+@pytest.mark.real("its tensors cannot be resized")
 def test_quantisation_observers_stay_as_they_were() -> None:
     from torch.ao.quantization import FakeQuantize, MovingAveragePerChannelMinMaxObserver
 
@@ -377,6 +380,7 @@ class Queue(nn.Module):
 
 
 @pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.cpu("it counts what lies in the memory of the CPU")
 def test_a_large_buffer_is_copied_once_however_deep_isolations_are_nested(moves: bool) -> None:
     model = Queue()
     with Copies() as copies:
@@ -622,6 +626,21 @@ def test_the_first_forward_pass_of_a_sharding_wrapper_is_kept() -> None:
     assert wrapper.training
 
 
+def test_weights_that_a_sharded_module_exchanges_stay_and_all_else_is_put_back() -> None:
+    """Under FSDP2 it remains the user's module, in a class made for it."""
+    base = type("FSDPModule", (), {})
+    model = type("FSDPLinear", (base, nn.Linear), {"__module__": "torch.distributed.fsdp"})(2, 2)
+    gathered = nn.Parameter(torch.ones(2, 2))
+    with isolated(model, weights=True):
+        model._parameters["weight"] = gathered
+        model.last = torch.ones(1)
+        model.eval()
+    assert model.weight is gathered
+    assert not hasattr(model, "last")
+    assert model.training
+
+
+@pytest.mark.real("not all kinds of tensors exist there")
 def test_what_cannot_be_looked_at_is_left_alone_and_a_momentum_encoder_is_put_back():
     class Raises(dict):
         def values(self):

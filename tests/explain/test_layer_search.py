@@ -271,6 +271,7 @@ def test_behind_the_last_block_of_a_transformer_only_the_class_token_counts() ->
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+@pytest.mark.real("its parameters cannot be lazy")
 def test_a_scripted_layer_is_refused_by_name_and_left_out_of_the_search() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.LazyLinear(2))
     x = torch.rand(3, 3, 8, 8)
@@ -283,6 +284,7 @@ def test_a_scripted_layer_is_refused_by_name_and_left_out_of_the_search() -> Non
     assert not any(vars(module).get("_forward_hooks") for module in (model, *model[:2]))
 
 
+@pytest.mark.real("its parameters cannot be lazy")
 def test_a_model_without_values_is_refused_and_left_without() -> None:
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
     with pytest.raises(ValueError, match=r"parameter '0.weight' has no values yet. Call the model with a batch first"):

@@ -66,6 +66,7 @@ def test_cuts_hold_in_tf32_and_what_something_bypasses_does_not(architecture: ty
 
 
 @pytest.mark.usefixtures("tf32")
+@pytest.mark.cpu("the switches of CUDA have a test of their own")
 def test_the_resolution_of_float32_follows_the_switches_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     half, bfloat, single = (torch.finfo(dtype).eps for dtype in (torch.float16, torch.bfloat16, torch.float32))
     values = torch.ones(1)

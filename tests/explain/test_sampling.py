@@ -14,6 +14,8 @@ from tests.support.maps import relative_error
 from tests.support.networks import Case
 from tests.support.pictures import images
 
+pytestmark = pytest.mark.cpu("draws are made on the CPU, whatever the device")
+
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 seeds = st.integers(0, 2**32 - 1)
 indices = st.lists(st.integers(0, 10**6), min_size=1, max_size=4)

@@ -30,7 +30,7 @@ EXACT = 1e-4
 def shown_like_theirs(attribution: Tensor, case: Case) -> np.ndarray:
     """What pytorch-grad-cam makes of a signed map: its own steps, in its own order."""
     size = (case.inputs.shape[3], case.inputs.shape[2])
-    return scale_cam_image(scale_cam_image(attribution.clamp(min=0).numpy(), size))
+    return scale_cam_image(scale_cam_image(attribution.clamp(min=0).cpu().numpy(), size))
 
 
 def test_grad_cam_is_captums(case: Case) -> None:
@@ -68,10 +68,10 @@ def test_smooth_grad_cam_is_mean_weights_over_noisy_inputs_times_clean_activatio
         weights = []
         for sample in noise:
             cam(case.inputs + sigma * unit * sample, targets)
-            gradients = cam.activations_and_grads.gradients[0].numpy()
+            gradients = cam.activations_and_grads.gradients[0].cpu().numpy()
             weights.append(cam.get_cam_weights(None, None, targets, None, gradients))
         cam(case.inputs, targets)
-        clean = cam.activations_and_grads.activations[0].numpy()
+        clean = cam.activations_and_grads.activations[0].cpu().numpy()
     theirs = (np.mean(weights, 0)[:, :, None, None] * clean).sum(1)
     assert relative_error(ours.attribution, torch.from_numpy(theirs)) < EXACT
 

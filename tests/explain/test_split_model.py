@@ -166,6 +166,7 @@ class InPlaceBehind(nn.Module):
 
 
 @pytest.mark.parametrize("space", ["activation", "input"])
+@pytest.mark.real("its parameters cannot be lazy")
 def test_in_place_operations_behind_the_layer_corrupt_nothing(space: str) -> None:
     def build(in_place: bool) -> nn.Module:
         def make() -> nn.Module:

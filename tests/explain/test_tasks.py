@@ -41,7 +41,7 @@ def test_a_set_of_classes_is_explained_by_the_mean_of_its_members(trunk, images,
     expected = torch.einsum("bc,cbhw->bhw", sets / sets.sum(1, keepdim=True), single)
     torch.testing.assert_close(together.attribution, expected)
     assert together.target[1] == 1
-    assert gap(together) < 1e-4
+    assert gap(together) < 1e-3
 
 
 def test_an_empty_set_is_refused(trunk, images, baselines):
@@ -71,7 +71,7 @@ def test_a_segmented_class_is_explained_over_the_region_where_it_is_predicted(tr
     explanation = ExpectedGradCAM(model, "0", num_samples=16, score="region")(images, baselines, target)
     for index, c in enumerate(target.tolist()):
         region = output[index].argmax(0) == c
-        assert explanation.score[index] == pytest.approx(output[index, c][region].mean().item(), abs=1e-5)
+        assert explanation.score[index].item() == pytest.approx(output[index, c][region].mean().item(), abs=1e-5)
     # The region stays that of the image along its paths; were it the point's own, the sum would be another.
     assert gap(explanation) < 0.01
 

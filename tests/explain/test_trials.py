@@ -54,6 +54,7 @@ def test_a_memory_format_that_the_model_refuses_costs_only_the_format(error: Exc
     assert explainer(images(3), images(4, seed=1), 1).draws.isfinite().all()
 
 
+@pytest.mark.cpu("that is what it is about")
 def test_a_smaller_carrier_is_tried_on_a_cpu_alone() -> None:
     assert [tuple(c.shape[2:]) for c in smaller(torch.rand(1, 3, *SIZE))] == [(32, 32)]
     assert smaller(torch.rand(1, 3, *SIZE, device="meta")) == []

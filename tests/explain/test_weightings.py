@@ -39,12 +39,13 @@ def their_map(method: type, model: nn.Module, layer: str, inputs: Tensor, target
     with method(model=model, target_layers=[model.get_submodule(layer)]) as cam:
         cam(inputs, targets)
         parts = cam.activations_and_grads
-        activations, gradients = parts.activations[0].numpy(), parts.gradients[0].numpy()
+        activations, gradients = parts.activations[0].cpu().numpy(), parts.gradients[0].cpu().numpy()
         return torch.from_numpy(np.asarray(cam.get_cam_image(inputs, None, targets, activations, gradients, False)))
 
 
 def assert_same(ours: Tensor, theirs: Tensor, weighting: Weighting) -> None:
     if weighting == "eigen":  # the sign of a component is anyone's
+        theirs = theirs.to(ours.device)
         sign = (ours * theirs).flatten(1).sum(1).sign().view(-1, 1, 1)
         theirs = theirs * sign
     assert theirs.abs().amax() > 0
@@ -84,7 +85,9 @@ def behind(case: Case) -> nn.Module:
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_expected_gradients_take_the_place_of_the_gradient(vgg_case: Case, weighting: Weighting) -> None:
+def test_expected_gradients_take_the_place_of_the_gradient(
+    vgg_case: Case, weighting: Weighting, device: torch.device
+) -> None:
     draws = sample_draws(8, 4, range(3))
     ours = ExpectedGradCAM(vgg_case.model, vgg_case.layer, weighting=weighting)(
         vgg_case.inputs, vgg_case.baselines, vgg_case.target, draws=draws
@@ -93,7 +96,7 @@ def test_expected_gradients_take_the_place_of_the_gradient(vgg_case: Case, weigh
         activation, origin = below(vgg_case)(vgg_case.inputs), below(vgg_case)(vgg_case.baselines)
     assert draws.weight is not None
     expected = torch.zeros(3, *activation.shape[2:])
-    for place, row, weight in zip(draws.place, draws.baseline_index, draws.weight, strict=True):
+    for place, row, weight in zip(draws.place.to(device), draws.baseline_index, draws.weight.to(device), strict=True):
         difference = activation - origin[row]
         point = (origin[row] + place.view(-1, 1, 1, 1) * difference).requires_grad_()
         score = behind(vgg_case)(point).gather(1, vgg_case.target[:, None]).sum()
@@ -161,11 +164,13 @@ def unexplained(found: Explanation, case: Case, draws: Draws) -> float:
     return float(torch.stack(wrong).square().mean())
 
 
-def test_optimal_weights_predict_what_the_samples_do_to_the_score_better_than_pooled_gradients(vgg_case: Case) -> None:
+def test_optimal_weights_predict_what_the_samples_do_to_the_score_better_than_pooled_gradients(
+    vgg_case: Case, device: torch.device
+) -> None:
     draws = Draws(**{**vars(sample_draws(128, 4, range(3))), "weight": None})
     with torch.no_grad():
         activation, origin = below(vgg_case)(vgg_case.inputs), below(vgg_case)(vgg_case.baselines)
-        place = draws.place[..., None, None, None]
+        place = draws.place[..., None, None, None].to(device)
         points = activation + (1 - place) * (origin[draws.baseline_index] - activation)
         score, scores = (behind(vgg_case)(x)[..., vgg_case.target] for x in (activation, points.flatten(0, 1)))
     change = score.diagonal() - scores.view(128, 3, 3).diagonal(dim1=1, dim2=2)

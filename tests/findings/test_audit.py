@@ -23,7 +23,7 @@ def planted():
 
 @pytest.fixture(scope="module")
 def clean():
-    return audit(ByHand(on_tag=0.0), *images_of(12), class_names=NAMES)
+    return audit(ByHand(on_tag=0.0), *images_of(20), class_names=NAMES)
 
 
 def test_the_class_that_a_patch_calls_comes_first(planted):
@@ -62,7 +62,7 @@ def test_a_network_without_a_shortcut_has_no_finding(clean):
 def test_an_all_clear_takes_enough_images(clean):
     assert clean.tested.sees <= 0.2
     assert clean.clear
-    assert "a frame, a colour cast, a watermark" in clean.sentence  # an all-clear says what it is not of
+    assert "a texture, blur or noise was not" in clean.sentence  # an all-clear says what it is not of
     few = audit(ByHand(on_tag=0.0), *images_of(4))
     assert few.findings == ()
     assert few.tested.pastes < clean.tested.pastes
@@ -91,9 +91,9 @@ def test_a_seed_gives_one_audit():
     assert str(first.rows()) == str(second.rows())
 
 
-def test_passes_are_about_ten_an_image(planted):
+def test_passes_are_about_twelve_an_image(planted):
     images, labels = images_of(25, tagged=0.5)
-    assert audit(ByHand(on_tag=160.0), images, labels).passes <= 11 * len(images)
+    assert audit(ByHand(on_tag=160.0), images, labels).passes <= 13 * len(images)
 
 
 def test_findings_and_classes_come_back_from_a_checkpoint(planted, tmp_path):

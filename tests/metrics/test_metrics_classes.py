@@ -239,6 +239,7 @@ def _rank(rank, shares, world, folder):
 
 @pytest.mark.parametrize("shares", [([0, 2, 4], [1, 3]), ([0, 1, 2, 3, 4], [])], ids=["uneven", "one rank idle"])
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
+@pytest.mark.cpu("gloo and forked processes")
 def test_two_ranks_give_the_value_of_one(shares, world, tmp_path):
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=_rank, args=(rank, shares, world, tmp_path), daemon=True) for rank in (0, 1)]

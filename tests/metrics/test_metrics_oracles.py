@@ -24,6 +24,8 @@ from egcam_lightning.metrics.functional import (
     sparseness,
 )
 
+pytestmark = pytest.mark.cpu("these libraries are given arrays and a model on the CPU")
+
 
 def quantus_values(metric: str, world: Any, maps: torch.Tensor, **options: Any) -> torch.Tensor:
     import quantus

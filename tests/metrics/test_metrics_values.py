@@ -399,7 +399,7 @@ class TestHalfPrecision:
 
 
 class TestAutocast:
-    def test_no_value_loses_digits_inside_autocast(self, world):
+    def test_no_value_loses_digits_inside_autocast(self, world, device):
         draws, index = randn(12, 5, 6, 6), torch.arange(12)[:, None].expand(12, 5)
 
         def values():
@@ -416,12 +416,13 @@ class TestAutocast:
             ]
 
         expected = values()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             inside = values()
         for ours, value in zip(inside, expected, strict=True):
             assert torch.equal(ours, value)
 
-    def test_the_model_runs_in_the_precision_around_it(self, world):
+    @pytest.mark.real("it has no autocast")
+    def test_the_model_runs_in_the_precision_around_it(self, world, device):
         seen = set()
 
         def score(images, target):
@@ -429,7 +430,7 @@ class TestAutocast:
             seen.add(logits.dtype)
             return logits.gather(1, target[:, None])[:, 0]
 
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             infidelity(score, world.images, world.maps, world.target)
         assert seen == {torch.bfloat16}
 
@@ -482,4 +483,4 @@ def test_block_effects_reach_only_what_lies_under_the_block(world):
     spot = torch.zeros(5, 16, 16)
     spot[:, 3, 4] = 1.0
     predicted, _ = block_effects(total, world.images, spot, world.target, num_perturbations=40)
-    assert torch.equal(predicted[0] > 0, random_blocks((16, 16), 40, 0)[:, 3, 4])
+    assert torch.equal(predicted[0] > 0, random_blocks((16, 16), 40, 0)[:, 3, 4].to(predicted.device))

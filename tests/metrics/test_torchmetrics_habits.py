@@ -74,11 +74,11 @@ def test_a_collection_gives_each_what_it_asks_for() -> None:
 
 
 @pytest.mark.parametrize("name", metrics())
-def test_bootstrapping_gives_a_spread_around_the_value(name: str) -> None:
+def test_bootstrapping_gives_a_spread_around_the_value(name: str, device: torch.device) -> None:
     metric = metrics()[name]
     given = asked_for(metric, batch(1, 24))
     torch.manual_seed(0)
-    wrapped = BootStrapper(metric, num_bootstraps=8, sampling_strategy="multinomial")
+    wrapped = BootStrapper(metric, num_bootstraps=8, sampling_strategy="multinomial").to(device)
     wrapped.update(**given)
     found = wrapped.compute()
     alone = metrics()[name]

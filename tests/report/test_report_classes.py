@@ -57,7 +57,7 @@ def test_enter_does_the_same_and_the_keys_of_the_page_go_on(page):
 
 def test_a_patch_that_turned_nothing_opens_nothing(page, planted):
     shown = {(one.class_name, paste.patch) for one in planted.classes for paste in one.pastes}
-    assert page.locator(".classes details").count() == len(shown)
+    assert page.locator(".classes .patches details").count() == len(shown)
     assert page.locator(".classes .patches > *").count() == sum(len(one.patches) for one in planted.classes)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
 from egcam_lightning.history.packed import PackedSnapshots
@@ -27,8 +28,11 @@ def fingerprint(value: Any, inside: tuple[int, ...] = ()) -> str:
     inside = (*inside, id(value))
     if isinstance(value, Tensor) and is_lazy(value):
         content = "uninitialised"
+    elif isinstance(value, DTensor):  # spread over processes, all of which must ask
+        return fingerprint(value.full_tensor(), inside)
     elif isinstance(value, Tensor):
-        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        # A copy: memory that numpy has seen can never be given back, as FSDP2 does with what it has gathered.
+        raw = value.detach().cpu().clone().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         content = f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(raw).hexdigest()}"
     elif isinstance(value, np.ndarray):
         content = f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 from egcam_lightning import ExpectedGradCAMCallback
+from tests.support.devices import trainer_arguments
 from tests.support.pictures import QUADRANTS, squares
 
 
@@ -112,10 +113,11 @@ def make_callback(**kwargs: Any) -> ExpectedGradCAMCallback:
 
 
 def make_trainer(tmp_path: Any, *callbacks: Callback, **kwargs: Any) -> Trainer:
-    """A quiet Trainer of two epochs on the CPU, with a CSVLogger, without checkpoints."""
+    """A quiet Trainer of two epochs, with a CSVLogger, without checkpoints; on the CPU where it says what it needs."""
+    own = {"accelerator", "devices", "strategy"} & kwargs.keys()
     defaults = {
         "max_epochs": 2,
-        "accelerator": "cpu",
+        **({"accelerator": "cpu"} if own else trainer_arguments()),
         "default_root_dir": tmp_path,
         "enable_progress_bar": False,
         "enable_model_summary": False,

@@ -1,8 +1,11 @@
-"""Fits in two processes, and what each of them had in the end; and processes that are threads."""
+"""Fits in several processes, and what each of them had in the end; and processes that are threads."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -10,8 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Callback
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.tensor import DTensor
 
 from egcam_lightning import ExpectedGradCAMCallback
 from egcam_lightning.history.codec import snapshot_from_state, snapshot_to_state
@@ -22,7 +27,7 @@ from tests.support.fits import fit
 class Report(Callback):
     """Writes a file a process: what its callback holds, since nothing of it comes back from a forked worker."""
 
-    def __init__(self, folder: Path, watched: Any) -> None:
+    def __init__(self, folder: Path, watched: ExpectedGradCAMCallback | None) -> None:
         self.folder, self.watched = folder, watched
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -32,17 +37,103 @@ class Report(Callback):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         self.heard.__exit__(None, None, None)
         content = {
-            "snapshots": [snapshot_to_state(snapshot) for snapshot in self.watched.history.snapshots],
-            "baselines": self.watched.state_dict()["baselines"],
-            "probe": None if self.watched.probe is None else self.watched.probe.images,
             "logged": {key: float(value) for key, value in trainer.callback_metrics.items()},
-            "weights": {key: value.clone() for key, value in pl_module.state_dict().items()},
+            "weights": {key: _whole(value) for key, value in pl_module.state_dict().items()},
             "epoch": trainer.current_epoch,
             "messages": self.messages,
-            "run_dir": str(self.watched.run_dir),
-            "audit": None if self.watched.history.audit is None else self.watched.history.audit.to_state(),
+            "snapshots": [],
         }
+        if self.watched is not None:
+            audit = self.watched.history.audit
+            content |= {
+                "snapshots": [snapshot_to_state(snapshot) for snapshot in self.watched.history.snapshots],
+                "baselines": self.watched.state_dict()["baselines"],
+                "probe": None if self.watched.probe is None else self.watched.probe.images,
+                "run_dir": str(self.watched.run_dir),
+                "audit": None if audit is None else audit.to_state(),
+            }
         torch.save(content, self.folder / f"rank_{trainer.global_rank}.pt")
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value.clone()
+
+
+def in_processes(
+    count: int, work: Callable[[int], Any], seconds: float = 60, *, patient: bool = True
+) -> list[int | None]:
+    """Do work in forked processes, which know their number; how each ended: 0, or ``None`` where it had to be killed.
+
+    As by ``torchrun``: a Trainer in them starts no processes of its own.
+
+    Args:
+        count: how many.
+        work: what each does.
+        seconds: how long they may take.
+        patient: whether the others may go on when the first one has ended.
+
+    """
+    port = find_free_network_port()
+
+    def run(rank: int) -> None:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
+        work(rank)
+        os._exit(0)  # not waiting for threads of what was forked
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=run, args=(rank,)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + seconds
+    for process in processes if patient else processes[:1]:
+        process.join(max(0.0, end - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def fsdp2(
+    count: int, *, tensor: int = 1, timeout: float = 20, whole_checkpoints: bool = False
+) -> ModelParallelStrategy:
+    """A strategy for a module whose ``configure_model`` shards it over so many processes, ``tensor`` within layers."""
+    return ModelParallelStrategy(
+        data_parallel_size=count // tensor,
+        tensor_parallel_size=tensor,
+        process_group_backend="gloo",
+        timeout=timedelta(seconds=timeout),
+        save_distributed_checkpoint=not whole_checkpoints,
+    )
+
+
+def fit_sharded(
+    tmp_path: Path,
+    *callbacks: Any,
+    count: int = 2,
+    tensor: int = 1,
+    after: Sequence[Callback] = (),
+    whole_checkpoints: bool = False,
+    **kwargs: Any,
+) -> list[SimpleNamespace]:
+    """A fit under FSDP2, of a module whose ``configure_model`` shards it; what each process had."""
+    watched = next((callback for callback in callbacks if isinstance(callback, ExpectedGradCAMCallback)), None)
+
+    def work(rank: int) -> None:
+        strategy = fsdp2(count, tensor=tensor, whole_checkpoints=whole_checkpoints)
+        fit(tmp_path, *callbacks, *after, Report(tmp_path, watched), strategy=strategy, devices=count, **kwargs)
+
+    assert in_processes(count, work) == [0] * count
+    return reports(tmp_path, count)
+
+
+def reports(tmp_path: Path, count: int) -> list[SimpleNamespace]:
+    """What each process had."""
+    found = []
+    for rank in range(count):
+        content = SimpleNamespace(**torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True))
+        content.snapshots = [snapshot_from_state(state) for state in content.snapshots]
+        found.append(content)
+    return found
 
 
 def fit_in_two(tmp_path: Path, *callbacks: Any, after: Sequence[Callback] = (), **kwargs: Any) -> list[SimpleNamespace]:
@@ -52,12 +143,7 @@ def fit_in_two(tmp_path: Path, *callbacks: Any, after: Sequence[Callback] = (), 
     )
     watched = next(callback for callback in callbacks if isinstance(callback, ExpectedGradCAMCallback))
     fit(tmp_path, *callbacks, *after, Report(tmp_path, watched), strategy=strategy, devices=2, **kwargs)
-    found = []
-    for rank in range(2):
-        content = SimpleNamespace(**torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True))
-        content.snapshots = [snapshot_from_state(state) for state in content.snapshots]
-        found.append(content)
-    return found
+    return reports(tmp_path, 2)
 
 
 class ThreadStrategy:

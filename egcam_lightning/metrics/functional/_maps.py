@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+# Elements of images or maps that are worked on together where each has several copies: those of five colour images of
+# 512 x 512.
+_AT_ONCE = 2**22
+
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
@@ -113,6 +117,11 @@ def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return interpolate(maps[:, None], size=size, mode=_MODES[len(size)], align_corners=False)[:, 0]
 
 
+def few_at_once(maps: Tensor) -> int:
+    """How many images of this size, ``(B, *size)``, are worked on together where that takes several copies of each."""
+    return max(1, _AT_ONCE // max(1, maps[:1].numel()))
+
+
 @full_precision
 def spread(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     """Hand out what each cell of ``(B, h, w)`` holds to the pixels of ``(B, *size)``.
@@ -157,6 +166,11 @@ def blurred(images: Tensor, sigma: float | None = None) -> Tensor:
     """
     from torchvision.transforms.functional import gaussian_blur
 
+    if len(images) > 1 and images.numel() > _AT_ONCE:
+        result = torch.empty(images.shape, device=images.device)
+        for index in range(len(images)):
+            result[index] = blurred(images[index : index + 1], sigma)[0]
+        return result
     out = images.float()
     # One dimension after another: the same result as one large kernel for a fraction of the cost.
     for axis, length in enumerate(lengths(tuple(images.shape[2:])), start=2):

@@ -47,10 +47,11 @@ def class_scores(model: nn.Module | Callable[[Tensor], Tensor], *, softmax: bool
                 f"class_scores needs a model that gives logits of shape (N, K), got {seen}; "
                 "write your own function (images, target) -> scores (N,) for other outputs."
             )
-        if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < logits.shape[1]:
+        # Asked of a device in one question, as this is done for each chunk.
+        low, high = torch.stack(target.aminmax()).tolist() if target.numel() else (0, 0)
+        if not 0 <= low <= high < logits.shape[1]:
             raise ValueError(
-                f"targets must be in [0, {logits.shape[1]}), the classes of the model, "
-                f"got values from {int(target.min())} to {int(target.max())}."
+                f"targets must be in [0, {logits.shape[1]}), the classes of the model, got values from {low} to {high}."
             )
         logits = logits.float()
         return (logits.softmax(1) if softmax else logits).gather(1, target[:, None])[:, 0]

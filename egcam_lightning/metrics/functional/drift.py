@@ -6,12 +6,19 @@ where something is not finite.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import Tensor
 
-from egcam_lightning.metrics.functional._maps import check_maps, check_pair, full_precision, where_finite
+from egcam_lightning.metrics.functional._maps import (
+    check_maps,
+    check_pair,
+    few_at_once,
+    full_precision,
+    where_finite,
+)
 
 
 def _settle(distance: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -248,11 +255,21 @@ def noise_floor(
     first_half = keys.argsort(-1).argsort(-1) < (num_baselines // 2)[:, None]
     member = first_half.gather(2, number.T.expand(num_splits, -1, -1)).to(flat.dtype)  # (splits, B, S)
 
-    def mean_of(weight: Tensor) -> Tensor:
+    def mean_of(weight: Tensor, maps: Tensor) -> Tensor:
         weight = weight / weight.sum(-1, keepdim=True).clamp(min=1)
-        return torch.einsum("ibs,sbn->ibn", weight, flat).reshape(-1, 1, flat.shape[2])
+        return torch.einsum("ibs,sbn->ibn", weight, maps).reshape(-1, 1, maps.shape[2])
 
-    drift = rank_drift(mean_of(member), mean_of(1 - member)).view(num_splits, -1)
+    def drift_of(images: slice, splits: slice) -> Tensor:
+        half, maps = member[splits, images], flat[:, images]
+        return rank_drift(mean_of(half, maps), mean_of(1 - half, maps)).view(half.shape[:2])
+
+    drift = torch.empty(member.shape[:2], dtype=flat.dtype, device=flat.device)
+    # Ranking takes a dozen tensors of as many cells: on large grids one image and a few splits at a time.
+    few = few_at_once(flat[0])
+    images, splits = (len(drift[0]), num_splits) if few >= drift.numel() else (1, min(few, num_splits))
+    for i, j in itertools.product(range(0, len(drift[0]), images), range(0, num_splits, splits)):
+        part = slice(i, i + images), slice(j, j + splits)
+        drift[part[1], part[0]] = drift_of(*part)
     return torch.where(enough, torch.quantile(drift, quantile, dim=0), torch.nan)
 
 

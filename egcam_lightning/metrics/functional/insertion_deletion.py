@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from egcam_lightning.explain.chunking import images_at_once
-from egcam_lightning.metrics.functional._maps import check_images, check_replacement, resize, where_finite
+from egcam_lightning.metrics.functional._maps import check_images, check_replacement, few_at_once, resize, where_finite
 from egcam_lightning.metrics.functional._protocol import ScoreFunction, over_points
 
 
@@ -24,6 +24,12 @@ def _mean_score(
     """Mean score ``(B,)`` while the most relevant pixels are inserted, or deleted."""
     attribution, target = check_images(images, attribution, target)
     replacement = check_replacement(images, replacement)
+    few = few_at_once(images[:, 0])
+    if len(images) > few:  # ranks of pixels take more memory than the pixels
+        parts = zip(*(torch.split(tensor, few) for tensor in (images, attribution, target, replacement)), strict=True)
+        return torch.cat(
+            [_mean_score(score_fn, x, a, t, num_steps, chunk_size, r, insert=insert) for x, a, t, r in parts]
+        )
     size = tuple(images.shape[2:])
     order = resize(attribution, size).flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1).view(-1, *size)

@@ -1,0 +1,215 @@
+"""What is spread over images, so that no window carries it: their border, their colours, what they have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from egcam_lightning.findings.examples import EXAMPLES, examples
+from egcam_lightning.findings.interventions import Deal, Pasting, Pool, effects_by, log_odds
+from egcam_lightning.findings.records import Spread
+from egcam_lightning.findings.rows import SPREAD
+from egcam_lightning.findings.sentences import LEAST_IN_COMMON
+from egcam_lightning.findings.verdicts import LEAST_CAPTURE
+
+BORDER = 3 / 32  # of an image's shorter side
+# What a shortcut on half of a class's images does to their mean is half of what it is.
+OVERLAID = 2.0
+_MEASURED = 3 / 16  # of the number of audited images: how many are changed, and as many for the control
+_LEAST_MEASURED = 16
+_LEAST_TRIED = 2
+_MOST_MEASURED = 4  # classes of each kind
+
+
+class Changes:
+    """Changes other images by what is spread over the images of a class.
+
+    Args:
+        own: the images that are audited.
+        image: ``(n,)`` int64, those of them whose borders and colours serve.
+        group: ``(N,)`` int64, which class each audited image is of.
+        groups: how many classes there are.
+        masks: ``(N, H, W)`` bool, where the objects are, which are left out of it; ``None`` where that is not known.
+
+    Attributes:
+        tested: the classes that some of the images that serve are of.
+        in_common: those of enough images to see what these have in common.
+
+    """
+
+    def __init__(self, own: Pool, image: Tensor, group: Tensor, groups: int, masks: Tensor | None) -> None:
+        images = own.images
+        order = group[image].argsort(stable=True)
+        self._images, self._rows = images, image[order]
+        self._size = torch.bincount(group[image], minlength=groups)
+        self._first = self._size.cumsum(0) - self._size
+        self._range = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
+        self._outside = torch.ones_like(images[:, :1]) if masks is None else (~masks[:, None]).to(images.dtype)
+        self.tested = self._size.nonzero().flatten()
+        enough = torch.bincount(group, minlength=groups) >= LEAST_IN_COMMON
+        self.in_common = (enough & (self._size > 0)).nonzero().flatten()
+        zeros = torch.zeros(groups, *images.shape[1:], device=images.device)
+        weight = torch.zeros_like(zeros[:, :1]).index_add_(0, group, self._outside.float())
+        mean = zeros.index_add_(0, group, (images * self._outside).float()) / weight.clamp(min=1)
+        # Where the objects nearly always are nothing is known of what is spread over them.
+        known = weight >= LEAST_IN_COMMON
+        total = (mean * known)[self.in_common].sum(0)
+        rest = (total - mean) / (known[self.in_common].sum(0) - 1).clamp(min=1)
+        self._overlay = torch.where(known, mean - rest, 0).to(images.dtype)
+
+    def images_of(self, group: Tensor, generator: torch.Generator) -> Tensor:
+        """``(m,)``: rows of images drawn of some classes ``(m,)``."""
+        chance = torch.rand(len(group), generator=generator).to(group.device)
+        return self._rows[self._first[group] + (chance * self._size[group]).long()]
+
+    def made(self, kind: str, group: Tensor, source: Tensor, onto: Tensor) -> Tensor:
+        """``(m, C, H, W)``: images changed by what is of a class ``(m,)``, or of one image of it ``(m,)``."""
+        if kind == "overlay":
+            return torch.clamp(onto + OVERLAID * self._overlay[group], *self._range)
+        images, outside = self._images[source], self._outside[source]
+        if kind == "border":
+            return torch.where(outside > 0, with_border_of(images, onto), onto)
+        return with_colours_of(images, onto, outside)
+
+
+def others_of(classes: Tensor, group: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw classes from ``(k,)``, sorted, at least two: for each of ``(m,)`` another than itself.
+
+    Example:
+        >>> others_of(torch.tensor([2, 5]), torch.tensor([2, 5, 2]), torch.Generator())
+        tensor([5, 2, 5])
+
+    """
+    step = torch.randint(1, len(classes), (len(group),), generator=generator).to(group.device)
+    return classes[(torch.searchsorted(classes, group) + step) % len(classes)]
+
+
+def with_border_of(source: Tensor, onto: Tensor) -> Tensor:
+    """Images with the border of others.
+
+    Args:
+        source: ``(n, C, H, W)``, whose border it is.
+        onto: ``(n, C, H, W)``, what lies inside.
+
+    Example:
+        >>> framed = with_border_of(torch.ones(1, 1, 32, 32), torch.zeros(1, 1, 32, 32))
+        >>> framed[0, 0, 16, :4].tolist()
+        [1.0, 1.0, 1.0, 0.0]
+
+    """
+    height, width = onto.shape[2:]
+    rim = max(1, round(BORDER * min(height, width)))
+    framed = source.clone()
+    framed[..., rim : height - rim, rim : width - rim] = onto[..., rim : height - rim, rim : width - rim]
+    return framed
+
+
+def with_colours_of(source: Tensor, onto: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Images with the mean and the covariance that the colours of others have, by a linear map of their channels.
+
+    Colour transfer (Reinhard et al., 2001), with the covariance instead of each channel's deviation, so that the grey
+    of grey images is one of their colours.
+
+    Args:
+        source: ``(n, C, H, W)``, whose colours these are.
+        onto: ``(n, C, H, W)``, what is shown in them.
+        weight: ``(n, 1, H, W)``, how much each pixel of the source counts; ``None`` for all alike.
+
+    Example:
+        >>> grey = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(1, 3, 8, 8)
+        >>> shown = with_colours_of(grey, torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+        >>> bool((shown[0, 0] - shown[0, 1]).abs().max() < 0.05)
+        True
+
+    """
+    mean, root, _ = _colours(source, torch.ones_like(source[:, :1]) if weight is None else weight)
+    centre, _, inverse = _colours(onto, torch.ones_like(onto[:, :1]))
+    flat = onto.float().flatten(2) - centre
+    return (root @ (inverse @ flat) + mean).view_as(onto).to(onto.dtype)
+
+
+def _colours(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean ``(n, C, 1)`` of an image's channels, the root of their covariance ``(n, C, C)``, and its inverse."""
+    flat, weight = images.float().flatten(2), weight.float().flatten(2)
+    weight = weight / weight.sum(2, keepdim=True).clamp(min=1)
+    mean = (flat * weight).sum(2, keepdim=True)
+    flat = flat - mean
+    value, vector = (part.to(flat) for part in torch.linalg.eigh(((flat * weight) @ flat.mT).cpu().double()))
+    # Channels that go together cannot be told apart: what little they differ by is not blown up.
+    value = value.clamp(min=1e-3 * value.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny))
+    root = value.sqrt()[:, None]
+    return mean, (vector * root) @ vector.mT, (vector / root) @ vector.mT
+
+
+def spread_effects(
+    pasting: Pasting,
+    deal: Deal,
+    own: Pool,
+    others: Pool,
+    image: Tensor,
+    group: Tensor,
+    generator: torch.Generator,
+    masks: Tensor | None,
+    class_names: Sequence[str] | None,
+) -> dict[int, tuple[Spread, ...]]:
+    """What is spread over the images of classes does to images of other classes.
+
+    Each change of each class is tried on a few images. The class whose log-odds rise most by it is measured on fresh
+    images, beside the same change by images of other classes; where that is large, the next class is, up to four.
+
+    Args:
+        pasting: asks the model.
+        deal: deals the images that are changed.
+        own: the audited images.
+        others: those that are dealt.
+        image: ``(n,)`` int64, the audited images that the model gets right.
+        group: ``(N,)`` int64, which of the deal's classes each audited image is of.
+        generator: draws images and classes, on the CPU.
+        masks: ``(N, H, W)`` bool, where the objects are; ``None`` where that is not known.
+        class_names: a name for each class.
+
+    Returns:
+        For each class that was measured what was, by its place among the deal's; of fewer than two classes nothing,
+        since there is no control.
+
+    """
+    changes = Changes(own, image, group, len(deal.target), masks)
+    found: dict[int, tuple[Spread, ...]] = {}
+    count = len(own.images)
+    tried = max(_LEAST_TRIED, count // (len(SPREAD) * len(changes.tested)))
+    measured = max(_LEAST_MEASURED, round(_MEASURED * count))
+
+    def ask(kind: str, of: Tensor, source: Tensor, onto: Tensor) -> Tensor:
+        return pasting.changed(onto, lambda rows, images: changes.made(kind, of[rows], source[rows], images))
+
+    for kind in SPREAD:
+        candidates = changes.in_common if kind == "overlay" else changes.tested
+        if len(candidates) < 2:  # there is no control
+            continue
+        row, onto = deal.draw(candidates, tried, fresh=False)
+        of = candidates[row]
+        logits = ask(kind, of, changes.images_of(of, generator), onto)
+        rise = log_odds(logits, deal.target[of]) - log_odds(others.logits[onto], deal.target[of])
+        mean = torch.zeros(len(deal.target), device=rise.device).index_add_(0, of, rise)
+        mean = (mean / torch.bincount(of, minlength=len(mean)).clamp(min=1))[candidates]
+        for one in candidates[mean.argsort(descending=True)][:_MOST_MEASURED]:
+            row, onto = deal.draw(one[None], measured, fresh=True)
+            if not len(row):
+                break
+            target = deal.target[one]
+            of = one.repeat(len(row))
+            source = changes.images_of(of, generator)
+            turned = ask(kind, of, source, onto).argmax(1) == target
+            control = others_of(candidates, of, generator)
+            by_others = ask(kind, control, changes.images_of(control, generator), onto).argmax(1) == target
+            (effect,) = effects_by(torch.zeros_like(row), turned, by_others, 1)
+            assert effect is not None, "images were changed"
+            shown = turned.nonzero().flatten()[:EXAMPLES]
+            after = changes.made(kind, of[shown], source[shown], others.images[onto[shown]])
+            pastes = examples(others, onto[shown], after, [0] * len(shown), class_names)
+            found[int(one)] = (*found.get(int(one), ()), Spread(kind, effect, pastes))
+            if effect.excess < LEAST_CAPTURE:
+                break
+    return found
