@@ -9,12 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
 from egcam_lightning import ExpectedGradCAMCallback
 from egcam_lightning.history.codec import snapshot_from_state, snapshot_to_state
+from tests.support.devices import chosen
 from tests.support.faulty import heard
 from tests.support.fits import fit
 
@@ -47,6 +49,8 @@ class Report(Callback):
 
 def fit_in_two(tmp_path: Path, *callbacks: Any, after: Sequence[Callback] = (), **kwargs: Any) -> list[SimpleNamespace]:
     """A fit in two processes that gives up after 20 seconds of waiting; what each of them had."""
+    if chosen().type != "cpu":
+        pytest.skip("not on this device: the processes are forked, and speak over gloo")
     strategy = DDPStrategy(
         start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=20), find_unused_parameters=True
     )
