@@ -65,10 +65,14 @@ def said_first(record: AuditRecord) -> list[str]:
 
 def class_rows(record: AuditRecord) -> list[dict[str, Any]]:
     """What ``classes.html.jinja`` shows of an audit, a row a class; its pixels are as people see them."""
-    said = {one.target: [f.sentence for f in record.findings if f.target == one.target] for one in record.classes}
+    # What is spread says the same beside its images.
+    of_windows = [finding for finding in record.findings if finding.patches]
+    said = {one.target: [f.sentence for f in of_windows if f.target == one.target] for one in record.classes}
+    found = {finding.target for finding in record.findings}
     return [
         {
             "record": one,
+            "found": one.target in found,
             "said": said[one.target],
             "capture": _bars(one.capture),
             "removal": _bars(one.removal),
