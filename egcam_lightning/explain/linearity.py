@@ -70,7 +70,7 @@ def is_linear(output: Tensor, leaf: Tensor) -> bool:
             if offset is not None and not _is_parameter(offset):
                 return False
             node = node.next_functions[data][0]
-        elif name in _LINEAR or _is_global_pooling(node):
+        elif name in _LINEAR or _is_global_pooling(node) or _is_entry_of_unit(node):
             node = node.next_functions[0][0]
         else:
             return False
@@ -80,6 +80,11 @@ def is_linear(output: Tensor, leaf: Tensor) -> bool:
 def _is_global_pooling(node: Any) -> bool:
     """Whether a node is how ``AdaptiveAvgPool2d(1)`` ends where its input lies channels last in memory."""
     return bool(node.name() == "AsStridedBackward1" and node.next_functions[0][0].name() == "MeanBackward1")
+
+
+def _is_entry_of_unit(node: Any) -> bool:
+    """Whether a node is where a unit that FSDP2 shards begins, which hands on its one input."""
+    return bool(node.name() == "RegisterPostBackwardFunctionBackward" and len(node.next_functions) == 1)
 
 
 def _is_parameter(node: Any) -> bool:

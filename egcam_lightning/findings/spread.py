@@ -45,19 +45,28 @@ class Changes:
         self._images, self._rows = images, image[order]
         self._size = torch.bincount(group[image], minlength=groups)
         self._first = self._size.cumsum(0) - self._size
-        self._range = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
-        self._outside = torch.ones_like(images[:, :1]) if masks is None else (~masks[:, None]).to(images.dtype)
+        self._range = (*(edge((0, 2, 3), keepdim=True).float() for edge in (images.amin, images.amax)),)
+        self._outside = (
+            torch.ones_like(images[:, :1], dtype=torch.float32) if masks is None else (~masks[:, None]).float()
+        )
         self.tested = self._size.nonzero().flatten()
         enough = torch.bincount(group, minlength=groups) >= LEAST_IN_COMMON
         self.in_common = (enough & (self._size > 0)).nonzero().flatten()
-        zeros = torch.zeros(groups, *images.shape[1:], device=images.device)
-        weight = torch.zeros_like(zeros[:, :1]).index_add_(0, group, self._outside.float())
-        mean = zeros.index_add_(0, group, (images * self._outside).float()) / weight.clamp(min=1)
-        # Where the objects nearly always are nothing is known of what is spread over them.
-        known = weight >= LEAST_IN_COMMON
-        total = (mean * known)[self.in_common].sum(0)
-        rest = (total - mean) / (known[self.in_common].sum(0) - 1).clamp(min=1)
-        self._overlay = torch.where(known, mean - rest, 0).to(images.dtype)
+        if len(self.in_common):
+            self._overlay = self._differences(group)
+
+    def _differences(self, group: Tensor) -> Tensor:
+        """``(k, C, H, W)``: of each class with enough images the difference of their mean from that of the others."""
+        means, known = [], []
+        for one in self.in_common:
+            outside = self._outside[group == one]
+            weight = outside.sum(0)
+            means.append((self._images[group == one].float() * outside).sum(0) / weight.clamp(min=1))
+            known.append(weight >= LEAST_IN_COMMON)  # hardly anything is where the objects nearly always are
+        mean, seen = torch.stack(means), torch.stack(known)
+        mean = mean * seen
+        rest = (mean.sum(0) - mean) / (seen.sum(0) - 1).clamp(min=1)
+        return torch.where(seen, mean - rest, 0)
 
     def images_of(self, group: Tensor, generator: torch.Generator) -> Tensor:
         """``(m,)``: rows of images drawn of some classes ``(m,)``."""
@@ -67,11 +76,17 @@ class Changes:
     def made(self, kind: str, group: Tensor, source: Tensor, onto: Tensor) -> Tensor:
         """``(m, C, H, W)``: images changed by what is of a class ``(m,)``, or of one image of it ``(m,)``."""
         if kind == "overlay":
-            return torch.clamp(onto + OVERLAID * self._overlay[group], *self._range)
+            overlay = self._overlay[torch.searchsorted(self.in_common, group)]
+            return self._as_pixels(onto.float() + OVERLAID * overlay)
         images, outside = self._images[source], self._outside[source]
         if kind == "border":
             return torch.where(outside > 0, with_border_of(images, onto), onto)
-        return with_colours_of(images, onto, outside)
+        return self._as_pixels(with_colours_of(images, onto, outside))
+
+    def _as_pixels(self, values: Tensor) -> Tensor:
+        """In the images' range, and of their type."""
+        images = values.clamp(*self._range)
+        return (images if self._images.is_floating_point() else images.round()).to(self._images.dtype)
 
 
 def others_of(classes: Tensor, group: Tensor, generator: torch.Generator) -> Tensor:
@@ -117,6 +132,9 @@ def with_colours_of(source: Tensor, onto: Tensor, weight: Tensor | None = None) 
         onto: ``(n, C, H, W)``, what is shown in them.
         weight: ``(n, 1, H, W)``, how much each pixel of the source counts; ``None`` for all alike.
 
+    Returns:
+        ``(n, C, H, W)`` float32, which may leave the range of pixels.
+
     Example:
         >>> grey = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(1, 3, 8, 8)
         >>> shown = with_colours_of(grey, torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
@@ -124,15 +142,16 @@ def with_colours_of(source: Tensor, onto: Tensor, weight: Tensor | None = None) 
         True
 
     """
-    mean, root, _ = _colours(source, torch.ones_like(source[:, :1]) if weight is None else weight)
-    centre, _, inverse = _colours(onto, torch.ones_like(onto[:, :1]))
+    everywhere = torch.ones_like(onto[:, :1], dtype=torch.float32)
+    mean, root, _ = _colours(source, everywhere if weight is None else weight)
+    centre, _, inverse = _colours(onto, everywhere)
     flat = onto.float().flatten(2) - centre
-    return (root @ (inverse @ flat) + mean).view_as(onto).to(onto.dtype)
+    return (root @ (inverse @ flat) + mean).view_as(onto)
 
 
 def _colours(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The mean ``(n, C, 1)`` of an image's channels, the root of their covariance ``(n, C, C)``, and its inverse."""
-    flat, weight = images.float().flatten(2), weight.float().flatten(2)
+    flat, weight = images.float().flatten(2), weight.flatten(2)
     weight = weight / weight.sum(2, keepdim=True).clamp(min=1)
     mean = (flat * weight).sum(2, keepdim=True)
     flat = flat - mean

@@ -31,17 +31,20 @@ _SAMPLES = 2  # draws of each map: it only says where to try, and what is said i
 # An audit takes about twelve passes an image; a default snapshot some fifty. In images of a snapshot:
 _COST = 0.25
 _FEWEST = 64
+# Numbers in all images of an audit, which lie on the device together: 512 MB. 256 colour images fit up to 418 x 418.
+_NUMBERS = 2**27
 _ESTIMATED = 32  # images at most whose maps are judged
 
 
-def audit_size(asked: int, snapshot_seconds: float, num_images: int, left: float | None) -> int:
-    """How many images an audit takes, within the time that is left for it.
+def audit_size(asked: int, snapshot_seconds: float, num_images: int, left: float | None, numbers: int = 1) -> int:
+    """How many images an audit takes, within the time that is left for it and within memory.
 
     Args:
         asked: how many the user wants at most.
         snapshot_seconds: what the last snapshot took.
         num_images: of how many images it was.
         left: seconds of the budget; ``None`` for any.
+        numbers: how many an image has.
 
     Returns:
         At least 64, or what was asked for: a small sample is stated as one, and better than none.
@@ -51,6 +54,7 @@ def audit_size(asked: int, snapshot_seconds: float, num_images: int, left: float
         128
 
     """
+    asked = min(asked, max(_FEWEST, _NUMBERS // numbers))
     if left is None or snapshot_seconds <= 0:
         return asked
     affordable = left / _seconds_an_image(snapshot_seconds, num_images)
@@ -67,7 +71,9 @@ def audit_everywhere(fit: Fit, snapshot_seconds: float, left: float | None) -> A
     if not fit.config.audit_images or getattr(fit.trainer, "fast_dev_run", False):
         return None
     group = fit.process_group
-    count = group.broadcast(audit_size(fit.config.audit_images, snapshot_seconds, _explained(fit), left))
+    probe = fit.run_state.probe
+    numbers = 1 if probe is None else probe.images[0].numel()
+    count = group.broadcast(audit_size(fit.config.audit_images, snapshot_seconds, _explained(fit), left, numbers))
     found = fit.failsafe.guard(
         "the audit", lambda: group.run_or_raise_everywhere(lambda: audit_fit(fit, snapshot_seconds, count))
     )
@@ -118,7 +124,7 @@ def audit_fit(fit: Fit, snapshot_seconds: float, count: int) -> AuditRecord:
             record = replace(record, faithfulness=_faithfulness(fit, sample, images))
     display = normalization_for(trainer, module, images, config.normalization)
     if count < config.audit_images and len(images) == count:
-        note = f"{count} of {config.audit_images} images were looked at, to stay within `max_overhead`."
+        note = f"{count} of {config.audit_images} images were looked at, to stay within `max_overhead` and memory."
         record = replace(record, notes=(*record.notes, note))
     return as_shown(record, *(display or ()))
 

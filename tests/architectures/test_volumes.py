@@ -182,7 +182,7 @@ def test_the_history_gives_volumes_and_their_maps_back(run, probed):
     for a, b in zip(history.snapshots, run.history.snapshots, strict=True):
         assert torch.equal(a.attribution, b.attribution)
     assert history.probe.images.shape == (8, *SIZE, 3)
-    assert torch.equal(history.probe.masks, probed.masks)
+    assert torch.equal(history.probe.masks, probed.masks.cpu())
 
 
 def test_the_slice_that_is_shown_holds_the_blob_with_the_heat_on_it(run, probed):

@@ -92,13 +92,14 @@ class Case:
     make: Callable[[], Net]
     shape: tuple[int, ...]
     dense: bool = False
+    count: int = 8  # images of the probe
 
 
 CASES = {
-    "images of 1024x1024, grid 64x64": Case(classifier, (3, 1024, 1024)),
+    "images of 1024x1024, grid 64x64": Case(classifier, (3, 1024, 1024), count=2),
     "a segmentation of 256x256, grid 256x256": Case(segmentation, (3, 256, 256), dense=True),
     "the same, grid 16x16": Case(bottleneck, (3, 256, 256), dense=True),
-    "volumes of 96x96x96, grid 96x96x96": Case(volumes, (1, 96, 96, 96)),
+    "volumes of 96x96x96, grid 96x96x96": Case(volumes, (1, 96, 96, 96), count=2),
 }
 
 
@@ -107,7 +108,7 @@ class Taken:
     """Bytes.
 
     Attributes:
-        images: the probe's 8 images in float32.
+        images: the probe's images in float32.
         peak: by which the snapshot raises the peak of memory, the reading of its images included.
         checkpoint: what a checkpoint holds of the callback beside its images and baselines.
         disk: files of the run for each snapshot.
@@ -136,7 +137,7 @@ def measure(name: str) -> Taken:
     case = CASES[name]
     callback = Measured(
         "features",
-        num_images=8,
+        num_images=case.count,
         num_samples=8,
         every_n_epochs=None,
         audit_images=0,
@@ -163,7 +164,7 @@ def measure(name: str) -> Taken:
         torch.save({key: value for key, value in state.items() if key not in ("probe", "baselines", "images")}, buffer)
         disk = sum(f.stat().st_size for f in Path(folder).rglob("*.npz") if "probe" not in f.name)
         return Taken(
-            images=8.0 * 4 * torch.Size(case.shape).numel(),
+            images=4.0 * case.count * torch.Size(case.shape).numel(),
             peak=callback.peak,
             checkpoint=buffer.tell(),
             disk=disk / len(callback.history),

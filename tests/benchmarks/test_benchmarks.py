@@ -63,9 +63,9 @@ def targets(count):
     return torch.arange(count, device=device())
 
 
-def explanation(model, layer, count=IMAGES, baselines=BASELINES, draws=DRAWS, **kwargs):
+def explanation(model, layer, count=IMAGES, baselines=BASELINES, draws=DRAWS, form=None, **kwargs):
     explainer = ExpectedGradCAM(model, layer, num_samples=draws, **kwargs)
-    x, d, t = images(count), images(baselines, 1), targets(count)
+    x, d, t = images(count).to(**form or {}), images(baselines, 1).to(**form or {}), targets(count)
     explainer.find(x)
     return lambda: explainer(x, d, t)
 
@@ -148,6 +148,24 @@ def test_it_is_near_the_passes_that_it_cannot_do_without(networks, table, name, 
     table.add(
         "time, of the passes that are needed", f"{name} {layer}, {space} space, {draws} draws", measured / least, 1.15
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, whose convolutions have kernels for it")
+@pytest.mark.parametrize("form", [{"memory_format": torch.channels_last}, {"dtype": torch.bfloat16}], ids=str)
+def test_it_is_near_the_passes_in_other_formats(networks, table, form):
+    layer, behind = NETWORKS["resnet50"]
+    model = copy.deepcopy(networks("resnet50")).to(**form)
+    x = torch.cat([images(IMAGES), images(BASELINES, 1)]).to(**form)
+    before = forward_passes(model, x)
+    after = backward_passes(behind(model), captured(model, layer, x[:IMAGES]), DRAWS)
+
+    def floor():
+        before()
+        after()
+
+    measured, least = in_turn(explanation(model, layer, form=form), floor)
+    table.add("time, of the passes that are needed", f"resnet50 {layer}, {form}, 32 draws", measured / least, 1.15)
 
 
 @pytest.mark.parametrize(

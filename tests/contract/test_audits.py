@@ -147,6 +147,8 @@ def test_a_budget_makes_the_sample_smaller_and_never_none():
     assert audit_size(256, 8.0, 16, left=16.0) == 128
     assert audit_size(256, 8.0, 16, left=0.0) == 64
     assert audit_size(40, 8.0, 16, left=0.0) == 40
+    assert audit_size(256, 8.0, 16, left=None, numbers=96**3) == 151, "as many volumes as 512 MB hold"
+    assert audit_size(256, 8.0, 16, left=None, numbers=3 * 1024**2) == 64
 
 
 def test_a_damaged_file_is_told_of(planted, tmp_path):

@@ -26,7 +26,7 @@ from egcam_lightning.training.process_group import ProcessGroup
 from tests.contract.test_scales import EverySecond, Share, assert_close, assert_same, rank
 from tests.support.faulty import complaints
 from tests.support.fingerprints import Recorder, assert_same_training
-from tests.support.fits import Net, fit, make_callback, train_loader, val_loader
+from tests.support.fits import Net, PooledNet, fit, make_callback, train_loader, val_loader
 from tests.support.parallel import fit_sharded, fsdp2, in_processes
 from tests.support.pictures import squares
 
@@ -169,6 +169,27 @@ def test_several_processes_measure_what_one_does_without_sharding(tmp_path, coun
         assert torch.allclose(end.score, single.history[1].score, atol=1e-4)
 
 
+class Pooled(PooledNet):
+    """Its linear head is a unit of its own."""
+
+    def configure_model(self):
+        for unit in (self.features, self.head, self):
+            fully_shard(unit, mesh=self.device_mesh["data_parallel"])
+
+
+def test_a_linear_head_takes_one_pass_however_many_draws(tmp_path):
+    logs = []
+    for draws in (4, 64):
+        folder = tmp_path / str(draws)
+        folder.mkdir()
+        callback = make_callback(target_layer="last", num_samples=draws, audit_images=0)
+        net = Pooled(classes=4)
+        found = fit_sharded(folder, callback, net=net, after=[Watch(folder, callback)], max_epochs=1)
+        assert found[0].snapshots[-1].completeness_gap.max() < 1e-3
+        logs.append(gathered(folder)[0][0])
+    assert logs[0] == logs[1]
+
+
 class InHalf(Sharded):
     """Gathers its weights in half precision."""
 
@@ -294,7 +315,8 @@ BROKEN = ArithmeticError("it broke")
 
 
 @pytest.mark.parametrize(
-    ("process", "error", "where"), [(0, BROKEN, "forward"), (1, BROKEN, "backward"), (1, MEMORY, "forward")]
+    ("process", "error", "where"),
+    [(0, BROKEN, "forward"), (1, BROKEN, "backward"), pytest.param(1, MEMORY, "forward", marks=pytest.mark.slow)],
 )
 def test_a_pass_that_fails_in_one_process_leaves_one_snapshot_out(
     tmp_path, untouched, monkeypatch, process, error, where
@@ -346,7 +368,7 @@ class Quiet(Sharded):
         pass
 
 
-@pytest.mark.parametrize("sizes", [(16, 0), (0, 16)])
+@pytest.mark.parametrize("sizes", [pytest.param((16, 0), marks=pytest.mark.slow), (0, 16)])
 def test_a_process_without_validation_data_takes_part(tmp_path, sizes):
     callback = make_callback(metrics=("infidelity",), target_layer="last")
     found = fit_sharded(
@@ -396,7 +418,9 @@ def test_a_process_that_is_lost_in_a_snapshot_ends_the_others_in_our_name(tmp_pa
 # ---- checkpoints
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["one file", "a file a process"])
+@pytest.mark.parametrize(
+    "whole", [pytest.param(True, marks=pytest.mark.slow), False], ids=["one file", "a file a process"]
+)
 def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, whole):
     def run(name, **kwargs):
         (tmp_path / name).mkdir()

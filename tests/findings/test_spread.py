@@ -154,6 +154,23 @@ def test_images_of_one_channel_and_of_no_colour_can_be_changed():
     assert with_colours_of(flat, flat).isfinite().all()
 
 
+def test_images_of_whole_numbers_stay_so_and_in_their_range():
+    images, labels = images_of(20)
+    low, high = images.amin(), images.amax()
+    whole = ((images - low) / (high - low) * 255).round().to(torch.uint8)
+    seen = []
+
+    class Whole(Spreading):
+        def forward(self, images):
+            assert images.dtype in (torch.uint8, torch.float32)  # paths between images are no whole numbers
+            seen.append(images)
+            return super().forward(images.float() / 255 * (high - low) + low)
+
+    result = audit(Whole(SHORTCUTS["overlay"][1]), whole, labels)
+    assert {one.kind for record in result.classes for one in record.spread} == {"border", "colour", "overlay"}
+    assert sum(len(images) for images in seen if images.dtype == torch.uint8) >= result.passes
+
+
 def test_a_border_leaves_what_lies_inside_as_it_is():
     source, onto = torch.rand(2, 2, 3, 40, 32).unbind()
     framed = with_border_of(source, onto)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Callback
@@ -20,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from egcam_lightning import ExpectedGradCAMCallback
 from egcam_lightning.history.codec import snapshot_from_state, snapshot_to_state
+from tests.support.devices import chosen
 from tests.support.faulty import heard
 from tests.support.fits import fit
 
@@ -138,6 +140,8 @@ def reports(tmp_path: Path, count: int) -> list[SimpleNamespace]:
 
 def fit_in_two(tmp_path: Path, *callbacks: Any, after: Sequence[Callback] = (), **kwargs: Any) -> list[SimpleNamespace]:
     """A fit in two processes that gives up after 20 seconds of waiting; what each of them had."""
+    if chosen().type != "cpu":
+        pytest.skip("not on this device: the processes are forked, and speak over gloo")
     strategy = DDPStrategy(
         start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=20), find_unused_parameters=True
     )

@@ -107,6 +107,9 @@ class PretendedTensor(Tensor):
         _waited("_to_copy")
         return self.held.tolist()
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if self.ndim == 0 else self, spec)
+
     def __repr__(self) -> str:
         return f"pretended({self.held!r})"
 
