@@ -31,7 +31,7 @@ def test_the_tour_runs_and_shows_what_it_says(tmp_path, monkeypatch):
     assert "image/png" in kinds[3], "curves"
     assert "image/png" in kinds[4], "the story of an image"
     assert text[5].count("the map adds up to") == 4
-    assert "A patch alone" in text[7], "the shortcut is found"
+    assert "alone makes other images" in text[7], "the shortcut is found"
     assert "looks elsewhere than" in text[8]
     assert "text/html" in kinds[9], "the page"
 
