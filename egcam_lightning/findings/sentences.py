@@ -144,8 +144,8 @@ def headline(
         kinds = [kind for kind in _SOURCES if kind in {kind for _, kind in found}]
         what = " or ".join(_SOURCES[kind][0] for kind in kinds)
         return (
-            f"{_capital(what)} alone makes other images {names}: a finding in {len(classes)} of {of}, tested on "
-            f"{images} images. Look what it shows: where it is the object itself, this is as it should be."
+            f"Is it the object, or a shortcut? {_capital(what)} alone makes other images {names}: a finding in "
+            f"{len(classes)} of {of}, tested on {images} images. Look what it shows."
         )
     _, _, effect, control = largest
     said = most(*largest)

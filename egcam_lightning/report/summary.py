@@ -17,6 +17,7 @@ SUSPICIOUS_CONSENSUS = 0.9
 CLEAN_CONSENSUS = 0.75
 # At most 2.5 % of the images exceed their floor by chance.
 SETTLED_SHARE = 0.1
+LARGE_FLOOR = 0.5  # where two estimates of one map hardly agree
 
 _NOT_AUDITED = (
     "Not tested for shortcuts: the audit, which pastes patches of validation images into others, runs at the end of "
@@ -170,8 +171,14 @@ def _faithfulness(snapshot: Snapshot) -> list[str]:
     sentences = []
     gap = snapshot.metrics.get("completeness_gap")
     if gap is not None:
-        trust = "can be taken at their word" if gap <= 0.1 else "are a rough account" if gap <= 0.3 else "need care"
-        sentences.append(f"The maps {trust}: they add up to the score but for {_percent(gap)} (completeness gap).")
+        account = "" if gap <= 0.1 else "are a rough account: they " if gap <= 0.3 else "need care: they "
+        sentences.append(f"The maps {account}add up to the score but for {_percent(gap)} (completeness gap).")
+    floor = _noise_floor(snapshot)
+    if floor > LARGE_FLOOR:
+        sentences.append(
+            f"Where they lie is unsure: with other baselines they differ by {floor:.2f} (noise floor; 0: the same map)."
+            " `num_baselines=16, num_samples=64` make them steadier."
+        )
     empty = snapshot.metrics.get("degenerate")
     if empty:
         sentences.append(f"{_percent(empty)} of the maps are empty: nothing speaks for the explained class.")
@@ -179,6 +186,11 @@ def _faithfulness(snapshot: Snapshot) -> list[str]:
     if off_grid is not None and off_grid >= 0.05:
         sentences.append(f"{_percent(off_grid)} of the attribution has no place on the image: the maps show the rest.")
     return sentences
+
+
+def _noise_floor(snapshot: Snapshot) -> float:
+    floor = snapshot.metrics.get("drift/noise_floor")
+    return 0.0 if floor is None else floor
 
 
 def _on_object(history: History) -> str:
@@ -207,7 +219,12 @@ def _changes(snapshot: Snapshot) -> str:
     share = snapshot.metrics.get("drift/significant")
     if share is None:
         return ""
-    state = "Where it looks has settled" if share <= SETTLED_SHARE else "Where it looks is still changing"
+    if share > SETTLED_SHARE:
+        state = "Where it looks is still changing"
+    elif _noise_floor(snapshot) > LARGE_FLOOR:
+        state = "Whether it looks elsewhere cannot be told from noise"
+    else:
+        state = "Where it looks has settled"
     return f"{state}: since the previous snapshot {_percent(share)} of the maps moved by more than noise."
 
 

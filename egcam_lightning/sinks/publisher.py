@@ -50,7 +50,7 @@ class Publisher:
         self._colormap = colormap
         self._alerts = alerts or {}
         self._log_page_every = log_page_every
-        self._guard = failsafe.guard
+        self._guard, self._inform = failsafe.guard, failsafe.inform
         self._folder = RunFolder(folder)
         self._opened = False
         self._page_due = 1
@@ -97,6 +97,7 @@ class Publisher:
             return
         path = self._build_page(history)
         if path is not None:
+            self._inform(f"The page of this run is {path}")
             for sink in self._sinks:
                 self._guard(f"showing the page ({type(sink).__name__})", partial(sink.log_page, path))
 

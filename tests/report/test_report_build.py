@@ -117,6 +117,15 @@ def test_a_clean_run_raises_no_alarm_and_numbers_in_words_are_the_histories():
     assert f"{wrong or 'None'} of the 8 pictures" in text
 
 
+@pytest.mark.parametrize(("floor", "settled"), [(0.2, True), (0.7, False)])
+def test_nothing_is_called_settled_where_two_estimates_of_a_map_hardly_agree(floor, settled):
+    history = change_last(make_history(), **{"drift/noise_floor": floor, "drift/significant": 0.0})
+    text = " ".join(summarise(history).details)
+    assert ("has settled" in text) is settled
+    assert (f"differ by {floor:.2f} (noise floor" in text) is not settled
+    assert ("cannot be told from noise" in text) is not settled
+
+
 def test_objects_that_are_always_in_the_same_place_are_no_alarm_where_masks_say_so():
     history = change_last(make_history(shortcut=True), relevance_mass=0.9)
     assert not summarise(history).alarm
