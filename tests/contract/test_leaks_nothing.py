@@ -7,7 +7,6 @@ import threading
 import weakref
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -16,6 +15,7 @@ from torch import nn
 from egcam_lightning.history.packed import PackedSnapshots
 from tests.support.fingerprints import memory_of
 from tests.support.fits import Net, fit, make_callback, train_loader, val_loader
+from tests.support.heap import bytes_in_use
 from tests.support.pictures import squares
 from tests.support.snapshots import random_snapshot
 
@@ -35,7 +35,7 @@ class Gauges(Callback):
         tables = [vars(module) for module in pl_module.modules()]
         self.readings.append(
             {
-                "memory": psutil.Process().memory_info().rss,
+                "memory": bytes_in_use(),
                 "tensors": sum(issubclass(type(found), torch.Tensor) for found in objects),
                 "graphs": sum(type(found).__name__.endswith("Backward0") for found in objects),
                 "files": len(list(files.iterdir())) if files.exists() else 0,
@@ -102,9 +102,9 @@ def test_the_history_in_memory_is_packed():
         packed = packed.plus(snapshot(step))
         if step == 999:
             gc.collect()
-            before = psutil.Process().memory_info().rss
+            before = bytes_in_use()
     gc.collect()
-    assert (psutil.Process().memory_info().rss - before) / 1000 <= 4096
+    assert (bytes_in_use() - before) / 1000 <= 4096
     again = PackedSnapshots([first])[0]
     for field in ("attribution", "target", "prediction", "score", "drift_previous", "noise_floor"):
         assert torch.equal(getattr(again, field), getattr(first, field))
