@@ -12,7 +12,7 @@ LEAST_IN_COMMON = 16
 
 # Said wherever there is no finding: an all-clear is of this, and of nothing else.
 TRIED = (
-    "Tried were windows of 3/32 of an image, and of each class its borders, its colours and what its images have in "
+    "Tried were windows of a tenth of an image, and of each class its borders, its colours and what its images have in "
     "common; a texture, blur or noise was not."
 )
 
@@ -90,11 +90,11 @@ def most(kind: str, name: str, effect: float, control: float) -> str:
 
     Example:
         >>> most("capture", "ship", 0.24, 0.02)
-        "Most was seen of 'ship': windows of its images turn 24 % of other images, windows at random places 2 %."
+        "Largest for 'ship': windows of its images turn 24 % of other images into it; windows at random places, 2 %."
 
     """
     _, turns, beside = _SOURCES[kind]
-    return f"Most was seen of {name!r}: {turns} {percent(effect)} of other images, {beside} {percent(control)}."
+    return f"Largest for {name!r}: {turns} {percent(effect)} of other images into it; {beside}, {percent(control)}."
 
 
 def turned_by(kind: str) -> dict[str, str]:
