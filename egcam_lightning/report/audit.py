@@ -17,6 +17,10 @@ from egcam_lightning.report.payload import encode_image
 from egcam_lightning.report.templates import ASSETS, content_hash, templates
 
 _SAID = 3
+_WHAT_TO_DO = (
+    "If it shows the object itself, this is as it should be; with `masks_key` (`masks` of an audit) objects are left "
+    "out. If not, take it out of the data."
+)
 _ENLARGED = 96  # pixels that the longer side of a patch takes at least
 
 
@@ -60,7 +64,9 @@ def said_first(record: AuditRecord) -> list[str]:
     """The first sentences of an audit's findings, for the head of a page: of many, how many more there are."""
     said = [finding.sentence for finding in record.findings]
     more = len(said) - _SAID
-    return [*said[:_SAID], f"And {more} more below."] if more > 0 else said
+    if more > 0:
+        said = [*said[:_SAID], f"And {more} more below."]
+    return [*said, _WHAT_TO_DO] if said else said
 
 
 def class_rows(record: AuditRecord) -> list[dict[str, Any]]:

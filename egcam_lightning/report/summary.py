@@ -17,6 +17,7 @@ SUSPICIOUS_CONSENSUS = 0.9
 CLEAN_CONSENSUS = 0.75
 # At most 2.5 % of the images exceed their floor by chance.
 SETTLED_SHARE = 0.1
+LARGE_INFIDELITY = 0.5
 LARGE_FLOOR = 0.5  # where two estimates of one map hardly agree
 
 _NOT_AUDITED = (
@@ -178,6 +179,12 @@ def _faithfulness(snapshot: Snapshot) -> list[str]:
         sentences.append(
             f"Where they lie is unsure: with other baselines they differ by {floor:.2f} (noise floor; 0: the same map)."
             " `num_baselines=16, num_samples=64` make them steadier."
+        )
+    infidelity = snapshot.metrics.get("infidelity")
+    if infidelity is not None and infidelity >= LARGE_INFIDELITY:
+        sentences.append(
+            f"They foretell badly what blurring a part of the picture does (infidelity {infidelity:.2f}; 1 is no better "
+            "than an empty map)."
         )
     empty = snapshot.metrics.get("degenerate")
     if empty:

@@ -124,7 +124,10 @@ def audit_fit(fit: Fit, snapshot_seconds: float, count: int) -> AuditRecord:
             record = replace(record, faithfulness=_faithfulness(fit, sample, images))
     display = normalization_for(trainer, module, images, config.normalization)
     if count < config.audit_images and len(images) == count:
-        note = f"{count} of {config.audit_images} images were looked at, to stay within `max_overhead` and memory."
+        note = (
+            f"{count} images were looked at instead of `audit_images={config.audit_images}`, to stay within "
+            "`max_overhead` and memory."
+        )
         record = replace(record, notes=(*record.notes, note))
     return as_shown(record, *(display or ()))
 

@@ -95,7 +95,13 @@ def look_at_model(fit: Fit, probe: Probe) -> tuple[Snapshotter, str]:
         )
     assert explainer.grid is not None
     grid = explainer.grid
-    run_state.show(probe_images(fit.trainer, module, probe, config.class_names, config.normalization), layer, grid)
+    shown = probe_images(fit.trainer, module, probe, config.class_names, config.normalization)
+    if not shown.restored:
+        fit.failsafe.inform(
+            "The normalisation of the images was not found, so each is shown stretched to its own range. Pass `mean` "
+            "and `std` to ExpectedGradCAMCallback for their colours."
+        )
+    run_state.show(shown, layer, grid)
     snapshotter = Snapshotter(explainer, metrics, fit.process_group, module.device, config.seed)
     return snapshotter, (
         f"{len(probe)} images at layer {layer!r} (grid {'x'.join(map(str, grid))}), on paths between "
