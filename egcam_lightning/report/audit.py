@@ -18,8 +18,8 @@ from egcam_lightning.report.templates import ASSETS, content_hash, templates
 
 _SAID = 3
 _WHAT_TO_DO = (
-    "If it shows the object itself, this is as it should be; with `masks_key` (`masks` of an audit) objects are left "
-    "out. If not, take it out of the data."
+    "If it shows the object itself, this is as it should be; with `masks_key` (`masks` of an audit) objects are "
+    "left out. If not, take it out of the data."
 )
 _ENLARGED = 96  # pixels that the longer side of a patch takes at least
 

@@ -183,8 +183,8 @@ def _faithfulness(snapshot: Snapshot) -> list[str]:
     infidelity = snapshot.metrics.get("infidelity")
     if infidelity is not None and infidelity >= LARGE_INFIDELITY:
         sentences.append(
-            f"They foretell badly what blurring a part of the picture does (infidelity {infidelity:.2f}; 1 is no better "
-            "than an empty map)."
+            f"They foretell badly what blurring a part of the picture does (infidelity {infidelity:.2f}; 1 is no "
+            "better than an empty map)."
         )
     empty = snapshot.metrics.get("degenerate")
     if empty:
