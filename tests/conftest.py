@@ -40,6 +40,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         for mark in (mark for name in wrong for mark in item.iter_markers(name)):
             item.add_marker(pytest.mark.skip(reason=f"not on this device: {mark.args[0]}"))
+    # First those that fork: once autograd has threads of its own, as code compiled by inductor makes it have, a forked
+    # process can take no gradient.
+    items.sort(key=lambda item: not _forks(getattr(item, "module", None)))
+
+
+def _forks(module: Any) -> bool:
+    named = vars(module).values() if module is not None else ()
+    return any(getattr(one, "__module__", None) == "tests.support.parallel" for one in named)
 
 
 @pytest.hookimpl(wrapper=True)

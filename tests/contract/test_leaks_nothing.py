@@ -67,7 +67,8 @@ def run(tmp_path, epochs, **arguments):
 def assert_flat(readings, slack):
     """From the first reading on nothing grows, but memory by so many bytes a snapshot."""
     for name in ("tensors", "files", "threads", "hooks", "graphs"):
-        assert {reading[name] for reading in readings} == {readings[0][name]}, name
+        # Fewer there may be: what earlier tests have left is collected in the midst of it.
+        assert max(reading[name] for reading in readings) == readings[0][name], name
     growth = (readings[-1]["memory"] - readings[0]["memory"]) / (10 * (len(readings) - 1))
     assert growth <= slack, f"{growth:.0f} bytes a snapshot"
 
