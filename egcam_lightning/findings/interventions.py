@@ -149,10 +149,23 @@ def effects_by(group: Tensor, turned: Tensor, control: Tensor, groups: int) -> l
     counts = torch.bincount(group, minlength=groups).tolist()
     hits = torch.bincount(group[turned], minlength=groups).tolist()
     other = torch.bincount(group[control], minlength=groups).tolist()
-    return [
-        Effect(a / n, b / n, difference_interval(a, n, b, n), fisher(a, n, b, n), n) if n else None
-        for a, b, n in zip(hits, other, counts, strict=True)
-    ]
+    return [_effect(*numbers) if numbers[2] else None for numbers in zip(hits, other, counts, strict=True)]
+
+
+def effect_of(turned: Tensor, control: Tensor) -> Effect:
+    """What an intervention did to ``(m,)`` images, at least one: see :func:`effects_by`.
+
+    Example:
+        >>> effect_of(torch.tensor([True, True]), torch.tensor([False, True])).excess
+        0.5
+
+    """
+    return _effect(int(turned.sum()), int(control.sum()), len(turned))
+
+
+def _effect(hits: int, other: int, count: int) -> Effect:
+    interval = difference_interval(hits, count, other, count)
+    return Effect(hits / count, other / count, interval, fisher(hits, count, other, count), count)
 
 
 class Deal:

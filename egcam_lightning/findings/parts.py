@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from egcam_lightning.findings.interventions import Deal, Pasting, effects_by, log_odds
+from egcam_lightning.findings.interventions import Deal, Pasting, effect_of, log_odds
 from egcam_lightning.findings.records import ClassRecord, Part
 from egcam_lightning.findings.windows import Windows, random_windows
 
@@ -51,10 +51,10 @@ def with_parts(
         windows = parts[0].picked_from(parts[1:], says.argmax(0))
         control = random_windows(windows, pasting.size, generator)
         row, other = deal.draw(group, _PASTES, fresh=True)
-        turned, by_chance = (pasting.into_others(w[row], other).argmax(1) == record.target for w in (windows, control))
-        (effect,) = effects_by(torch.zeros_like(row), turned, by_chance, 1)
-        if effect is None:
+        if not len(row):
             break
+        turned, by_chance = (pasting.into_others(w[row], other).argmax(1) == record.target for w in (windows, control))
+        effect = effect_of(turned, by_chance)
         found.append(Part(int(windows.height[0]), int(windows.width[0]), effect))
         if not found[-1].does_it(whole):
             break

@@ -369,12 +369,9 @@ def _patches(state: list[dict[str, Any]]) -> tuple[Patch, ...]:
 
 
 def _effect(state: dict[str, Any] | None) -> Effect | None:
-    return None if state is None else Effect(**_effect_state(state))
-
-
-def _effect_state(state: dict[str, Any]) -> dict[str, Any]:
-    return {**state, "interval": tuple(state["interval"])}
+    return None if state is None else Effect(**{**state, "interval": tuple(state["interval"])})
 
 
 def _spread(state: dict[str, Any]) -> Spread:
-    return Spread(state["kind"], Effect(**_effect_state(state["capture"])), tuple(Paste(**p) for p in state["pastes"]))
+    parts = {"capture": _effect(state["capture"]), "pastes": tuple(Paste(**one) for one in state["pastes"])}
+    return Spread(**{**state, **parts})

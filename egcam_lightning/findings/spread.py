@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from egcam_lightning.findings.examples import EXAMPLES, examples
-from egcam_lightning.findings.interventions import Deal, Pasting, Pool, effects_by, log_odds
+from egcam_lightning.findings.interventions import Deal, Pasting, Pool, effect_of, log_odds
 from egcam_lightning.findings.records import Spread
 from egcam_lightning.findings.rows import SPREAD
 from egcam_lightning.findings.sentences import LEAST_IN_COMMON
@@ -162,6 +163,56 @@ def _colours(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, (vector * root) @ vector.mT, (vector / root) @ vector.mT
 
 
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """Tries changes on images of other classes.
+
+    Attributes:
+        pasting: asks the model.
+        deal: deals the images that are changed.
+        others: those that are dealt.
+        changes: of the classes.
+        generator: draws images and classes, on the CPU.
+
+    """
+
+    pasting: Pasting
+    deal: Deal
+    others: Pool
+    changes: Changes
+    generator: torch.Generator
+
+    def most_promising(self, kind: str, candidates: Tensor, count: int) -> Tensor:
+        """Classes ``(k,)``, those first whose log-odds rise most by a change in up to ``count`` images each."""
+        row, onto = self.deal.draw(candidates, count, fresh=False)
+        of = candidates[row]
+        logits = self._ask(kind, of, self.changes.images_of(of, self.generator), onto)
+        rise = log_odds(logits, self.deal.target[of]) - log_odds(self.others.logits[onto], self.deal.target[of])
+        total = torch.zeros(len(candidates), device=rise.device).index_add_(0, row, rise)
+        mean = total / torch.bincount(row, minlength=len(candidates)).clamp(min=1)
+        return candidates[mean.argsort(descending=True)]
+
+    def measured(
+        self, kind: str, one: Tensor, candidates: Tensor, count: int, class_names: Sequence[str] | None
+    ) -> Spread | None:
+        """What a change does of one class, ``()``, beside others of the candidates; ``None`` without fresh images."""
+        row, onto = self.deal.draw(one[None], count, fresh=True)
+        if not len(row):
+            return None
+        target, of = self.deal.target[one], one.repeat(len(row))
+        source = self.changes.images_of(of, self.generator)
+        turned = self._ask(kind, of, source, onto).argmax(1) == target
+        control = others_of(candidates, of, self.generator)
+        by_others = self._ask(kind, control, self.changes.images_of(control, self.generator), onto).argmax(1) == target
+        shown = turned.nonzero().flatten()[:EXAMPLES]
+        after = self.changes.made(kind, of[shown], source[shown], self.others.images[onto[shown]])
+        pastes = examples(self.others, onto[shown], after, [0] * len(shown), class_names)
+        return Spread(kind, effect_of(turned, by_others), pastes)
+
+    def _ask(self, kind: str, of: Tensor, source: Tensor, onto: Tensor) -> Tensor:
+        return self.pasting.changed(onto, lambda rows, images: self.changes.made(kind, of[rows], source[rows], images))
+
+
 def spread_effects(
     pasting: Pasting,
     deal: Deal,
@@ -195,40 +246,20 @@ def spread_effects(
 
     """
     changes = Changes(own, image, group, len(deal.target), masks)
-    found: dict[int, tuple[Spread, ...]] = {}
+    trials = Trials(pasting, deal, others, changes, generator)
     count = len(own.images)
     tried = max(_LEAST_TRIED, count // (len(SPREAD) * len(changes.tested)))
     measured = max(_LEAST_MEASURED, round(_MEASURED * count))
-
-    def ask(kind: str, of: Tensor, source: Tensor, onto: Tensor) -> Tensor:
-        return pasting.changed(onto, lambda rows, images: changes.made(kind, of[rows], source[rows], images))
-
+    found: dict[int, tuple[Spread, ...]] = {}
     for kind in SPREAD:
         candidates = changes.in_common if kind == "overlay" else changes.tested
         if len(candidates) < 2:  # there is no control
             continue
-        row, onto = deal.draw(candidates, tried, fresh=False)
-        of = candidates[row]
-        logits = ask(kind, of, changes.images_of(of, generator), onto)
-        rise = log_odds(logits, deal.target[of]) - log_odds(others.logits[onto], deal.target[of])
-        mean = torch.zeros(len(deal.target), device=rise.device).index_add_(0, of, rise)
-        mean = (mean / torch.bincount(of, minlength=len(mean)).clamp(min=1))[candidates]
-        for one in candidates[mean.argsort(descending=True)][:_MOST_MEASURED]:
-            row, onto = deal.draw(one[None], measured, fresh=True)
-            if not len(row):
+        for one in trials.most_promising(kind, candidates, tried)[:_MOST_MEASURED]:
+            effect = trials.measured(kind, one, candidates, measured, class_names)
+            if effect is None:
                 break
-            target = deal.target[one]
-            of = one.repeat(len(row))
-            source = changes.images_of(of, generator)
-            turned = ask(kind, of, source, onto).argmax(1) == target
-            control = others_of(candidates, of, generator)
-            by_others = ask(kind, control, changes.images_of(control, generator), onto).argmax(1) == target
-            (effect,) = effects_by(torch.zeros_like(row), turned, by_others, 1)
-            assert effect is not None, "images were changed"
-            shown = turned.nonzero().flatten()[:EXAMPLES]
-            after = changes.made(kind, of[shown], source[shown], others.images[onto[shown]])
-            pastes = examples(others, onto[shown], after, [0] * len(shown), class_names)
-            found[int(one)] = (*found.get(int(one), ()), Spread(kind, effect, pastes))
-            if effect.excess < LEAST_CAPTURE:
+            found[int(one)] = (*found.get(int(one), ()), effect)
+            if effect.capture.excess < LEAST_CAPTURE:
                 break
     return found

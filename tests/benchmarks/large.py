@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from egcam_lightning import ExpectedGradCAMCallback
 from tests.benchmarks.measure import added_memory, device
+from tests.support.fits import make_trainer
 
 
 class Pictures(Dataset):
@@ -146,14 +147,11 @@ def measure(name: str) -> Taken:
         strict=True,
     )
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
+        trainer = make_trainer(
+            folder,
+            callback,
             max_epochs=1,
-            callbacks=[callback],
-            default_root_dir=folder,
             logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
             limit_train_batches=1,
             limit_val_batches=1,
             accelerator="gpu" if device().type == "cuda" else "cpu",

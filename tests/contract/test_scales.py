@@ -25,7 +25,7 @@ from tests.support import faulty, fits
 from tests.support.faulty import BrokenMetric, complaints
 from tests.support.fingerprints import fingerprint
 from tests.support.fits import Net, fit, train_loader, val_loader
-from tests.support.parallel import fit_in_two, in_threads
+from tests.support.parallel import WithoutData, fit_in_two, in_threads
 from tests.support.pictures import squares
 
 pytestmark = pytest.mark.timeout(60)
@@ -293,15 +293,8 @@ class Stream(IterableDataset):
         return iter(TensorDataset(*squares(16, seed=1)[: self.sizes[rank()]]))
 
 
-class Quiet(Plain):
-    """Waits for nothing in validation: with values to reduce or buffers to share Lightning itself would not end."""
-
-    def __init__(self):
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-
-    def validation_step(self, batch, batch_idx):
-        pass
+class Quiet(WithoutData, Plain):
+    """With values to reduce or buffers to share Lightning itself would not end."""
 
 
 @pytest.mark.parametrize(

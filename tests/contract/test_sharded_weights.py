@@ -27,7 +27,7 @@ from tests.contract.test_scales import EverySecond, Share, assert_close, assert_
 from tests.support.faulty import complaints
 from tests.support.fingerprints import Recorder, assert_same_training
 from tests.support.fits import Net, PooledNet, fit, make_callback, train_loader, val_loader
-from tests.support.parallel import fit_sharded, fsdp2, in_processes
+from tests.support.parallel import WithoutData, fit_sharded, fsdp2, in_processes
 from tests.support.pictures import squares
 
 pytestmark = pytest.mark.timeout(120)
@@ -357,15 +357,8 @@ def test_memory_that_runs_out_in_one_process_halves_its_chunks(tmp_path, untouch
     assert len(gathered(tmp_path)[0][0]) > units
 
 
-class Quiet(Sharded):
-    """Makes no passes in validation, which would wait for each other by themselves where one process has no data."""
-
-    def __init__(self):
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-
-    def validation_step(self, batch, batch_idx):
-        pass
+class Quiet(WithoutData, Sharded):
+    """Passes would wait for each other by themselves."""
 
 
 @pytest.mark.parametrize("sizes", [pytest.param((16, 0), marks=pytest.mark.slow), (0, 16)])

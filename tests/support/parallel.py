@@ -26,6 +26,17 @@ from tests.support.faulty import heard
 from tests.support.fits import fit
 
 
+class WithoutData:
+    """A module of which one process may have no data: it waits for nothing in validation, which would not end there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+
 class Report(Callback):
     """Writes a file a process: what its callback holds, since nothing of it comes back from a forked worker."""
 

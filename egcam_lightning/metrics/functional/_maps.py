@@ -166,10 +166,11 @@ def blurred(images: Tensor, sigma: float | None = None) -> Tensor:
     """
     from torchvision.transforms.functional import gaussian_blur
 
-    if len(images) > 1 and images.numel() > _AT_ONCE:
+    few = few_at_once(images)
+    if len(images) > few:
         result = torch.empty(images.shape, device=images.device)
-        for index in range(len(images)):
-            result[index] = blurred(images[index : index + 1], sigma)[0]
+        for part, into in zip(torch.split(images, few), torch.split(result, few), strict=True):
+            into.copy_(blurred(part, sigma))
         return result
     out = images.float()
     # One dimension after another: the same result as one large kernel for a fraction of the cost.
