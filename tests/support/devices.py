@@ -33,7 +33,9 @@ def choose(accelerator: str) -> None:
     """
     global _chosen
     if accelerator == "pretended":
-        import tests.support.pretended  # noqa: F401  (which makes it known to torch)
+        from tests.support import pretended
+
+        pretended.make_known()
     elif accelerator != "cpu":
         available = getattr(torch, accelerator).is_available()
         if not available:

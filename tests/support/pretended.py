@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -191,7 +192,9 @@ def _copied(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tenso
     return target
 
 
-def _register() -> tuple[torch.library.Library, ...]:
+@cache
+def make_known() -> tuple[torch.library.Library, ...]:
+    """Have torch know the device. From then on no process that is forked can take a gradient."""
     _setup_privateuseone_for_python_backend(NAME, _Module())
     library = torch.library.Library("aten", "IMPL")
     names = {"aten::empty.memory_format", "aten::empty_strided"}
@@ -211,7 +214,4 @@ def _register() -> tuple[torch.library.Library, ...]:
     library.impl("_copy_from", _copied, "PrivateUse1")  # `torch.tensor` asks no subclass
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-    return library, everything
-
-
-_libraries = _register()
+    return library, everything  # kept: what is registered goes with them
