@@ -36,8 +36,8 @@ class ExpectedGradCAMCallback(Callback):
     against the noise of their own estimation. Training is bit-identical with and without it.
 
     Args:
-        target_layer: ``"auto"``, a module's name, or a module, see :class:`ExpectedGradCAM`; several names for the mean
-            of their maps (for a timeline each, take an instance a layer, with a ``log_prefix`` of its own).
+        target_layer: ``"auto"``, a module's name, or a module, see :class:`ExpectedGradCAM`; several for the mean of
+            their maps (for a timeline each, take an instance a layer, with a ``log_prefix`` of its own).
         num_images: images of the probe, evenly spaced among what the first validation loader delivers.
         audit_images: validation images whose patches are pasted into others at the end of the fit, balanced over
             classes; what they do are the :attr:`findings`. Fewer (64 at least) where ``max_overhead`` asks for it.

@@ -72,7 +72,9 @@ class ExplainerConfig:
 
     @property
     def layers(self) -> tuple[str | nn.Module, ...]:
-        """The layers that are asked for: one or several."""
+        """The layers that are asked for: one or several, also as they are announced: ``"layer2+layer3"``."""
+        if isinstance(self.target_layer, str):
+            return tuple(name.strip() for name in self.target_layer.split("+"))
         several = isinstance(self.target_layer, (list, tuple))
         return tuple(self.target_layer) if several else (self.target_layer,)  # type: ignore[arg-type,return-value]
 

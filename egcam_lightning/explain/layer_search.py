@@ -83,11 +83,20 @@ def find_layers(
             "that runs the network on the images as they are, such as `lambda model, images: model.network(images)`."
         )
     cut = SplitModel(module, name, forward, axis)
-    return [(cut, _layout_of(activation.movedim(axis, 0), images, name, reshape_transform))]
+    activation = activation.movedim(axis, 0)
+    layout = _layout_of(activation, images, reshape_transform)
+    if layout is None:
+        raise ValueError(
+            f"The output of layer {name!r} has the shape {tuple(activation.shape)}, from which no grid over an image "
+            f"of {tuple(images.shape[2:])} can be read. Pass another `target_layer`; or, where it has one, "
+            "`reshape_transform`, a function from this shape to (images, channels, height, width). "
+            f"{_choices(candidates)}"
+        )
+    return [(cut, layout)]
 
 
-def _layout_of(activation: Tensor, images: Tensor, name: str, transform: Callable[[Tensor], Tensor] | None) -> Layout:
-    size = images.shape[2:]
+def _layout_of(activation: Tensor, images: Tensor, transform: Callable[[Tensor], Tensor] | None) -> Layout | None:
+    """How an activation lies on the images; ``None`` where that cannot be told."""
     if transform is not None:
         placed = transform(activation)
         if not isinstance(placed, Tensor) or placed.ndim != images.ndim or len(placed) != len(activation):
@@ -99,14 +108,7 @@ def _layout_of(activation: Tensor, images: Tensor, name: str, transform: Callabl
         # Which dimension holds the channels matters to noise, whose unit is a deviation over positions.
         channels_last = placed.shape[1] not in activation.shape[1:2]
         return Layout(tuple(placed.shape[2:]), channels_last, transform=transform)
-    layout = infer_layout(activation.shape[1:], size)
-    if layout is None:
-        raise ValueError(
-            f"The output of layer {name!r} has the shape {tuple(activation.shape)}, from which no grid over an image "
-            f"of {tuple(size)} can be read. Pass `reshape_transform`, a function from this shape to (images, channels, "
-            "height, width), or another `target_layer`."
-        )
-    return layout
+    return infer_layout(activation.shape[1:], images.shape[2:])
 
 
 def _names(model: nn.Module) -> dict[str, nn.Module]:

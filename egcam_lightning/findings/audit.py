@@ -20,7 +20,7 @@ from egcam_lightning.findings.interventions import Deal, Pasting, Pool, effects_
 from egcam_lightning.findings.likeness import likeness
 from egcam_lightning.findings.parts import with_parts
 from egcam_lightning.findings.records import AuditRecord, ClassRecord, Patch, class_name, enough_tested
-from egcam_lightning.findings.search import fine_layer, strongest_windows
+from egcam_lightning.findings.search import Search, fine_layer
 from egcam_lightning.findings.sentences import headline
 from egcam_lightning.findings.shares import visible_excess
 from egcam_lightning.findings.sharing import Alone, Workers
@@ -51,7 +51,7 @@ def audit_with(
     """Audit a model; it is left as it was.
 
     Windows of the images that the model gets right, chosen by their maps and by what a few pastes of each say (see
-    :func:`~egcam_lightning.findings.search.strongest_windows`), are pasted at their place into images of other classes.
+    :class:`~egcam_lightning.findings.search.Search`), are pasted at their place into images of other classes.
     Of each class the strongest tenth, so that a patch on a minority of its images is not lost in their mean, is pasted
     into fresh images, which played no part in the choice. What counts is how many the model then calls by the window's
     class, against windows of the same size at random places of the same images. What no window carries is tried as a
@@ -143,7 +143,9 @@ def audit_with(
 
         pasting = Pasting(classify, own, others, chunks, workers)
         of_class, group = group, group[image]
-        windows, of = strongest_windows(pasting, deal, own, others, maps, image, group)
+        search = Search(pasting, deal, own, others)
+        best, rise = search.window_of_each(maps, image, group)
+        windows, of = search.strongest(best, rise, group)
         control = random_windows(windows, size, generator)
 
         row, onto = deal.draw(of, _PASTES, fresh=True)
@@ -159,12 +161,12 @@ def audit_with(
         removals = effects_by(of[fill_row], removal, removal_control, len(target))
         pasted = torch.bincount(row, minlength=len(windows))
         share = torch.bincount(row[capture], minlength=len(windows)) / pasted.clamp(min=1)
-        spread = spread_effects(pasting, deal, own, others, image, of_class, generator, masks, class_names)
+        spread = spread_effects(pasting, deal, own, others, best, rise, of_class, generator, masks, class_names)
         within, between, mean = likeness(attribution, group, len(target))
         classes = []
         for i, (k, name, reason) in enumerate(zip(target.tolist(), names, reasons, strict=True)):
             mine = (of == i).nonzero().flatten()
-            best = mine[share[mine].argsort(descending=True, stable=True)][:EXAMPLES]
+            shown_of = mine[share[mine].argsort(descending=True, stable=True)][:EXAMPLES]
             classes.append(
                 ClassRecord(
                     target=k,
@@ -176,15 +178,15 @@ def audit_with(
                     likeness_to_others=float(between[i]),
                     capture=captures[i],
                     removal=removals[i],
-                    patches=_patches(images, windows, share, best),
-                    pastes=examples_of(own, others, windows, best.tolist(), (row, onto, capture), class_names),
+                    patches=_patches(images, windows, share, shown_of),
+                    pastes=examples_of(own, others, windows, shown_of.tolist(), (row, onto, capture), class_names),
                     spread=spread.get(i, ()),
                     num_windows=len(mine),
                     num_strong=int((share[mine] > 0.5).sum()),
                     why_not=reason,
                 )
             )
-        classes.sort(key=lambda c: -c.excess if c.tested else math.inf)
+        classes.sort(key=lambda c: -c.weight if c.tested else math.inf)
         classes = [c if i < _SHOWN else replace(c, pastes=()) for i, c in enumerate(classes)]
         those = passed(classes)
         until = pasting.passes + len(images)

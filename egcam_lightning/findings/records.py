@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from egcam_lightning.findings.kinds import NOTABLE, weight
 from egcam_lightning.findings.rows import row_of
 from egcam_lightning.findings.sentences import EXPECTED_EXCESS, LEAST_IN_COMMON
 from egcam_lightning.metrics.faithfulness import Estimate
@@ -46,9 +47,9 @@ class Finding:
     Attributes:
         target: the class.
         class_name: its name, its number where none is known.
-        kind: ``"capture"``: patches turn images of other classes into the class; ``"border"``, ``"colour"`` and
-            ``"overlay"``: what is spread over its images does, see :class:`Spread`; ``"removal"``: without the patches
-            images are no longer the class.
+        kind: ``"capture"``: patches turn images of other classes into the class; ``"border"``,
+            ``"colour"``, ``"overlay"`` and ``"repeat"``: what its images share does, see :class:`Spread`;
+            ``"removal"``: without the patches images are no longer the class.
         effect: the share of the images that turned.
         control: the same with windows of the same size at random places of the same images; of what is spread, with
             the same of other classes' images.
@@ -146,7 +147,8 @@ class Spread:
 
     Attributes:
         kind: ``"border"``: the border of an image; ``"colour"``: its colours, as mean and covariance; ``"overlay"``:
-            what the class's images have in common, the difference of their mean from that of the others, doubled.
+            what the class's images have in common, the difference of their mean from that of the others, doubled;
+            ``"repeat"``: a piece that three of its images hold, wherever it lies.
         capture: what it does to images of other classes, beside the same of other classes' images.
         pastes: some of the images that turned; their ``patch`` is 0.
 
@@ -206,15 +208,20 @@ class ClassRecord:
 
     @property
     def captures(self) -> tuple[tuple[str, Effect], ...]:
-        """What turned images of other classes into this one, by kind, the largest excess first."""
+        """What turned images of other classes into this one, by kind, what counts most first."""
         windows = () if self.capture is None else (("capture", self.capture),)
         found = (*windows, *((one.kind, one.capture) for one in self.spread))
-        return tuple(sorted(found, key=lambda one: -one[1].excess))
+        return tuple(sorted(found, key=lambda one: -weight(one[0], one[1].excess)))
 
     @property
     def excess(self) -> float:
         """The largest of a capture; NaN where nothing was tested."""
-        return self.captures[0][1].excess if self.captures else float("nan")
+        return max((effect.excess for _, effect in self.captures), default=float("nan"))
+
+    @property
+    def weight(self) -> float:
+        """What counts most of what turned images into this class: 1 is what a finding needs; NaN likewise."""
+        return max((weight(kind, effect.excess) for kind, effect in self.captures), default=float("nan"))
 
     @property
     def smallest_part(self) -> Part | None:
@@ -254,7 +261,7 @@ class AuditRecord:
 
     Attributes:
         findings: what passed its test, the largest excess first.
-        classes: one record a class that has images, those with the largest excess first.
+        classes: one record a class that has images, those first whose effects count for most.
         num_images: images audited.
         layer: whose maps were used; empty where nothing was tested.
         sees: the smallest excess that is told from chance (at 5 %) in each tested class, four times in five.
@@ -291,8 +298,8 @@ class AuditRecord:
 
     @property
     def clear(self) -> bool:
-        """Whether there is an all-clear: enough was tested to see an excess of 0.2, and no class has one."""
-        return self.tested.enough and not any(c.excess >= EXPECTED_EXCESS for c in self.classes) and not self.findings
+        """Whether there is an all-clear: enough was tested to see an excess of 0.2, and no class has half a finding."""
+        return self.tested.enough and not any(c.weight >= NOTABLE for c in self.classes) and not self.findings
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a class, for ``pandas.DataFrame``; ``None`` for what was not tested."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from egcam_lightning.findings.kinds import SPREAD
+
 if TYPE_CHECKING:
     from egcam_lightning.findings.records import ClassRecord, Effect, Part
-
-SPREAD = ("border", "colour", "overlay")
-"""The kinds of what may be spread over a class's images, see :class:`~egcam_lightning.findings.records.Spread`."""
 
 
 def row_of(record: ClassRecord, *, finding: bool) -> dict[str, Any]:

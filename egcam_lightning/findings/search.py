@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from egcam_lightning.findings.windows import Windows, strongest
 SHAPES = ((1 / 4, 3 / 8), (3 / 8, 1 / 4))
 PLACES = 2  # of each shape, in each image
 # Successive halving: one image in so many of each class goes on, with so many more pastes each.
-_ROUNDS = ((2, 1), (5, 4))
+_ROUNDS = ((2, 1), (5, 2))
 FINALISTS = 10  # one window in so many is left
 _FINE_SIDE = 16
 
@@ -44,46 +46,70 @@ def fine_layer(explainer: ExpectedGradCAM, images: Tensor) -> nn.Module | None:
     return None if found is None else found.module
 
 
-def strongest_windows(
-    pasting: Pasting, deal: Deal, own: Pool, others: Pool, maps: Tensor, image: Tensor, group: Tensor
-) -> tuple[Windows, Tensor]:
-    """The windows that say most for each class: of one image in ten, and of three at least.
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Looks for the windows that say most for their class.
 
-    Each of the places where a map has most is pasted into one image of another class, the best window of the promising
-    images of each class into more, and so on. What counts is how much the log-odds of the class rise, which tells
-    windows apart by fewer pastes than whether the model's call turns.
+    What counts is how much the log-odds of the class rise in images that they are pasted into, which tells windows
+    apart by fewer pastes than whether the model's call turns.
 
-    Args:
+    Attributes:
         pasting: does it.
         deal: deals the images that windows are pasted into.
         own: the audited images.
         others: those that are dealt.
-        maps: ``(n, H, W)``, signed, of some of the audited images, at their size.
-        image: ``(n,)``, of which.
-        group: ``(n,)``, which of the deal's classes each is of.
-
-    Returns:
-        Windows, by class, and which of the deal's classes each is of.
 
     """
 
-    def gain(windows: Windows, other: Tensor) -> Tensor:
-        target = own.label[windows.image]
-        return log_odds(pasting.into_others(windows, other), target) - log_odds(others.logits[other], target)
+    pasting: Pasting
+    deal: Deal
+    own: Pool
+    others: Pool
 
-    places = [window for shape in SHAPES for window in strongest(maps, image, shape, PLACES)]
-    row, other = deal.draw(group, 1, fresh=False)
-    rise, best = torch.stack([gain(place[row], other) for place in places]).max(0)
-    size = torch.bincount(group)
-    windows, pastes = places[0].picked_from(places[1:], best), torch.ones_like(rise)
-    for divide, more in _ROUNDS:
-        left = top_of_each(rise / pastes, group, size, divide)
-        windows, group, rise, pastes = windows[left], group[left], rise[left], pastes[left]
-        row, other = deal.draw(group, more, fresh=False)
-        rise = rise.index_add(0, row, gain(windows[row], other))
-        pastes = pastes + torch.bincount(row, minlength=len(pastes))
-    left = top_of_each(rise / pastes, group, size, FINALISTS)
-    return windows[left], group[left]
+    def window_of_each(self, maps: Tensor, image: Tensor, group: Tensor) -> tuple[Windows, Tensor]:
+        """The best of the windows where a map has most, each pasted into one image of another class.
+
+        Args:
+            maps: ``(n, H, W)``, signed, of some of the audited images, at their size.
+            image: ``(n,)``, of which.
+            group: ``(n,)``, which of the deal's classes each is of.
+
+        Returns:
+            A window an image, and how much the log-odds rose by it.
+
+        """
+        places = [window for shape in SHAPES for window in strongest(maps, image, shape, PLACES)]
+        row, other = self.deal.draw(group, 1, fresh=False)
+        rise, best = torch.stack([self._rise(place[row], other) for place in places]).max(0)
+        return places[0].picked_from(places[1:], best), rise
+
+    def strongest(self, windows: Windows, rise: Tensor, group: Tensor) -> tuple[Windows, Tensor]:
+        """Those that say most for each class: one in ten, and three at least.
+
+        The promising ones of each class are pasted into more images, the best of these into still more.
+
+        Args:
+            windows: n of them.
+            rise: ``(n,)``, what one paste of each did.
+            group: ``(n,)``, which of the deal's classes each is of.
+
+        Returns:
+            Windows, by class, and which of the deal's classes each is of.
+
+        """
+        size, pastes = torch.bincount(group), torch.ones_like(rise)
+        for divide, more in _ROUNDS:
+            left = top_of_each(rise / pastes, group, size, divide)
+            windows, group, rise, pastes = windows[left], group[left], rise[left], pastes[left]
+            row, other = self.deal.draw(group, more, fresh=False)
+            rise = rise.index_add(0, row, self._rise(windows[row], other))
+            pastes = pastes + torch.bincount(row, minlength=len(pastes))
+        left = top_of_each(rise / pastes, group, size, FINALISTS)
+        return windows[left], group[left]
+
+    def _rise(self, windows: Windows, other: Tensor) -> Tensor:
+        target = self.own.label[windows.image]
+        return log_odds(self.pasting.into_others(windows, other), target) - log_odds(self.others.logits[other], target)
 
 
 def top_of_each(value: Tensor, group: Tensor, size: Tensor, divide: int, least: int = 3) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from egcam_lightning.findings.kinds import NOTABLE, weight
+
 # What a test must be able to see before its silence says anything: more than windows at random places by so much.
 EXPECTED_EXCESS = 0.2
 # The mean of fewer images than these still shows each of them, and not what they have in common.
@@ -12,8 +14,8 @@ LEAST_IN_COMMON = 16
 
 # Said wherever there is no finding: an all-clear is of this, and of nothing else.
 TRIED = (
-    "Tried were windows of a tenth of an image, and of each class its borders, its colours and what its images have in "
-    "common; a texture, blur or noise was not."
+    "Tried were windows of a tenth of an image, and of each class its borders, its colours, what its images have in "
+    "common and what they repeat; a texture, blur or noise was not."
 )
 
 
@@ -67,6 +69,7 @@ _SOURCES = {
     "border": ("a border", "the borders of its images turn", "those of other classes"),
     "colour": ("a colouring", "the colours of its images turn", "those of other classes"),
     "overlay": ("a common trait", "what its images have in common, doubled, turns", "what those of other classes have"),
+    "repeat": ("a repeated piece", "a piece that its images repeat turns", "pieces of other classes"),
 }
 
 
@@ -127,7 +130,7 @@ def headline(
         found: the findings, as the class's name and the kind.
         tested: how many classes were tested.
         images: how many images windows were taken of.
-        largest: of the largest excess the kind, the class's name, effect and control.
+        largest: of what counts most the kind, the class's name, effect and control.
         enough: whether an excess of 0.2 would have been told from chance in each class.
 
     Example:
@@ -147,7 +150,7 @@ def headline(
             f"Is it the object, or a shortcut? {_capital(what)} alone makes other images {names}: a finding in "
             f"{len(classes)} of {of}, tested on {images} images. Look what it shows."
         )
-    _, _, effect, control = largest
+    kind, _, effect, control = largest
     said = most(*largest)
     where = f"{images} images of {of} were tested"
     if not enough:
@@ -155,7 +158,7 @@ def headline(
             f"Not tested well enough: {where}, too few to see what turns {percent(EXPECTED_EXCESS)} of other images. "
             f"More images of each class are needed. {said}"
         )
-    if effect - control >= EXPECTED_EXCESS:
+    if weight(kind, effect - control) >= NOTABLE:
         return f"No finding, and no all-clear: {where}, and something does more than chance. {said}"
     return (
         f"Nothing was found that turns {percent(EXPECTED_EXCESS)} of other images into a class: {where}. {said} {TRIED}"

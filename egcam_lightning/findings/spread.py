@@ -1,4 +1,4 @@
-"""What is spread over images, so that no window carries it: their border, their colours, what they have in common."""
+"""What the images of a class share: their border, their colours, what they have in common, a piece that they repeat."""
 
 from __future__ import annotations
 
@@ -10,26 +10,30 @@ from torch import Tensor
 
 from egcam_lightning.findings.examples import EXAMPLES, examples
 from egcam_lightning.findings.interventions import Deal, Pasting, Pool, effect_of, log_odds
+from egcam_lightning.findings.kinds import SPREAD, weight
 from egcam_lightning.findings.records import Spread
-from egcam_lightning.findings.rows import SPREAD
+from egcam_lightning.findings.repeats import repeated_pieces
 from egcam_lightning.findings.sentences import LEAST_IN_COMMON
-from egcam_lightning.findings.verdicts import LEAST_CAPTURE
+from egcam_lightning.findings.windows import Windows
 
 BORDER = 3 / 32  # of an image's shorter side
 # What a shortcut on half of a class's images does to their mean is half of what it is.
 OVERLAID = 2.0
-_MEASURED = 3 / 16  # of the number of audited images: how many are changed, and as many for the control
+# Of the number of audited images: how many are changed, and as many for the control. What counts from less is measured
+# on more.
+_MEASURED = {"border": 3 / 16, "colour": 3 / 16, "overlay": 3 / 16, "repeat": 3 / 8}
 _LEAST_MEASURED = 16
 _LEAST_TRIED = 2
 _MOST_MEASURED = 4  # classes of each kind
 
 
 class Changes:
-    """Changes other images by what is spread over the images of a class.
+    """Changes other images by what the images of a class share.
 
     Args:
         own: the images that are audited.
-        image: ``(n,)`` int64, those of them whose borders and colours serve.
+        windows: of those of them whose borders and colours serve, one an image: what says most for its class.
+        rise: ``(n,)``, how much it does.
         group: ``(N,)`` int64, which class each audited image is of.
         groups: how many classes there are.
         masks: ``(N, H, W)`` bool, where the objects are, which are left out of it; ``None`` where that is not known.
@@ -40,8 +44,10 @@ class Changes:
 
     """
 
-    def __init__(self, own: Pool, image: Tensor, group: Tensor, groups: int, masks: Tensor | None) -> None:
-        images = own.images
+    def __init__(
+        self, own: Pool, windows: Windows, rise: Tensor, group: Tensor, groups: int, masks: Tensor | None
+    ) -> None:
+        images, image = own.images, windows.image
         order = group[image].argsort(stable=True)
         self._images, self._rows = images, image[order]
         self._size = torch.bincount(group[image], minlength=groups)
@@ -55,6 +61,7 @@ class Changes:
         self.in_common = (enough & (self._size > 0)).nonzero().flatten()
         if len(self.in_common):
             self._overlay = self._differences(group)
+        self._pieces, self._where = repeated_pieces(images, windows, rise, group[image], groups, self._outside)
 
     def _differences(self, group: Tensor) -> Tensor:
         """``(k, C, H, W)``: of each class with enough images the difference of their mean from that of the others."""
@@ -79,6 +86,8 @@ class Changes:
         if kind == "overlay":
             overlay = self._overlay[torch.searchsorted(self.in_common, group)]
             return self._as_pixels(onto.float() + OVERLAID * overlay)
+        if kind == "repeat":
+            return torch.where(self._where[group], self._as_pixels(self._pieces)[group], onto)
         images, outside = self._images[source], self._outside[source]
         if kind == "border":
             return torch.where(outside > 0, with_border_of(images, onto), onto)
@@ -218,13 +227,14 @@ def spread_effects(
     deal: Deal,
     own: Pool,
     others: Pool,
-    image: Tensor,
+    windows: Windows,
+    rise: Tensor,
     group: Tensor,
     generator: torch.Generator,
     masks: Tensor | None,
     class_names: Sequence[str] | None,
 ) -> dict[int, tuple[Spread, ...]]:
-    """What is spread over the images of classes does to images of other classes.
+    """What that which the images of a class share does to images of other classes.
 
     Each change of each class is tried on a few images. The class whose log-odds rise most by it is measured on fresh
     images, beside the same change by images of other classes; where that is large, the next class is, up to four.
@@ -234,7 +244,8 @@ def spread_effects(
         deal: deals the images that are changed.
         own: the audited images.
         others: those that are dealt.
-        image: ``(n,)`` int64, the audited images that the model gets right.
+        windows: of the audited images that the model gets right, one an image.
+        rise: ``(n,)``, how much the log-odds of its class rose by each.
         group: ``(N,)`` int64, which of the deal's classes each audited image is of.
         generator: draws images and classes, on the CPU.
         masks: ``(N, H, W)`` bool, where the objects are; ``None`` where that is not known.
@@ -245,21 +256,21 @@ def spread_effects(
         since there is no control.
 
     """
-    changes = Changes(own, image, group, len(deal.target), masks)
+    changes = Changes(own, windows, rise, group, len(deal.target), masks)
     trials = Trials(pasting, deal, others, changes, generator)
     count = len(own.images)
     tried = max(_LEAST_TRIED, count // (len(SPREAD) * len(changes.tested)))
-    measured = max(_LEAST_MEASURED, round(_MEASURED * count))
     found: dict[int, tuple[Spread, ...]] = {}
     for kind in SPREAD:
         candidates = changes.in_common if kind == "overlay" else changes.tested
         if len(candidates) < 2:  # there is no control
             continue
+        measured = max(_LEAST_MEASURED, round(_MEASURED[kind] * count))
         for one in trials.most_promising(kind, candidates, tried)[:_MOST_MEASURED]:
             effect = trials.measured(kind, one, candidates, measured, class_names)
             if effect is None:
                 break
             found[int(one)] = (*found.get(int(one), ()), effect)
-            if effect.capture.excess < LEAST_CAPTURE:
+            if weight(kind, effect.capture.excess) < 1:
                 break
     return found

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from egcam_lightning.findings.kinds import weight
 from egcam_lightning.findings.records import ClassRecord, Effect, Finding
 from egcam_lightning.findings.sentences import captured, removed, smaller, spread
 from egcam_lightning.findings.shares import holm
 
 LEVEL = 0.05  # of all tests of an audit together
-# Above what clean networks show, see `audit_with`.
-LEAST_CAPTURE = 0.4
 LEAST_REMOVAL = 0.3
 
 
@@ -21,12 +20,14 @@ def passed(classes: Iterable[ClassRecord]) -> set[tuple[int, str]]:
     return {
         (target, kind)
         for (target, kind, effect), holds in zip(tested, significant, strict=True)
-        if holds and effect.excess >= LEAST_CAPTURE
+        if holds and weight(kind, effect.excess) >= 1
     }
 
 
 def findings(classes: Sequence[ClassRecord], those: set[tuple[int, str]]) -> tuple[Finding, ...]:
-    """What is found of the classes whose captures passed: captures first, the largest excess first.
+    """What is found of the classes whose captures passed: removals last, the largest excess first.
+
+    What images repeat is a finding of its own only where no window does it.
 
     Args:
         classes: all.
@@ -36,10 +37,11 @@ def findings(classes: Sequence[ClassRecord], those: set[tuple[int, str]]) -> tup
     found = []
     for record in classes:
         captures = [(kind, effect) for kind, effect in record.captures if (record.target, kind) in those]
-        found += [_finding(record, kind, effect) for kind, effect in captures]
+        by_windows = "capture" in dict(captures)
+        found += [_finding(record, *one) for one in captures if not (by_windows and one[0] == "repeat")]
         # Networks call few images by their class without the object's most telling part: of a patch that has been
         # found to do the calling it is worth saying, else it is no sign of a shortcut.
-        removal = record.removal if "capture" in dict(captures) else None
+        removal = record.removal if by_windows else None
         if removal is not None and removal.chance <= LEVEL and removal.excess >= LEAST_REMOVAL:
             found.append(_finding(record, "removal", removal))
     return tuple(sorted(found, key=lambda f: (f.kind == "removal", -f.excess)))

@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from egcam_lightning.findings.rows import SPREAD
+from egcam_lightning.findings.kinds import SPREAD
 from egcam_lightning.history.records import Snapshot
 from egcam_lightning.pictures.draw import HEAT_LEVELS
 

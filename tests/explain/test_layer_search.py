@@ -207,8 +207,11 @@ def test_a_module_of_another_model_raises_with_the_candidates() -> None:
 
 
 def test_a_layer_without_a_grid_raises() -> None:
-    with pytest.raises(ValueError, match=r"'fc' has the shape \(2, 5\), from which no grid.*\(24, 32\).*reshape"):
+    with pytest.raises(
+        ValueError, match=r"'fc' has the shape \(2, 5\), from which no grid.*\(24, 32\).*reshape"
+    ) as caught:
         ExpectedGradCAM(seeded(ResNet), "fc").find(images(2))
+    assert "layer2 (16, 6, 8)" in str(caught.value)
 
 
 def test_a_layer_called_twice_or_never_raises() -> None:

@@ -53,6 +53,13 @@ def test_the_mean_of_one_layer_is_that_layer(model, images, baselines):
     torch.testing.assert_close(ExpectedGradCAM(model, ["4"], num_samples=8)(images, baselines, 1).draws, alone.draws)
 
 
+def test_layers_are_taken_as_they_are_announced(model, images, baselines):
+    announced = ExpectedGradCAM(model, ["1", "4"], num_samples=8)(images, baselines, 1)
+    again = ExpectedGradCAM(model, announced.layer, num_samples=8)(images, baselines, 1)
+    assert again.layer == announced.layer
+    assert torch.equal(again.attribution, announced.attribution)
+
+
 def test_no_layer_is_refused(model):
     with pytest.raises(ValueError, match="at least one layer, but got an empty list"):
         ExpectedGradCAM(model, [])

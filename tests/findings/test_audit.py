@@ -91,9 +91,10 @@ def test_a_seed_gives_one_audit():
     assert str(first.rows()) == str(second.rows())
 
 
-def test_passes_are_about_twelve_an_image(planted):
+@pytest.mark.parametrize(("on_tag", "passes"), [(0.0, 12.5), (160.0, 14.5)])
+def test_passes_are_about_twelve_an_image_and_two_more_for_a_finding(on_tag, passes):
     images, labels = images_of(25, tagged=0.5)
-    assert audit(ByHand(on_tag=160.0), images, labels).passes <= 13 * len(images)
+    assert audit(ByHand(on_tag=on_tag), images, labels).passes <= passes * len(images)
 
 
 def test_findings_and_classes_come_back_from_a_checkpoint(planted, tmp_path):
@@ -116,7 +117,8 @@ def test_rows_make_a_table(planted):
     table = pandas.DataFrame(planted.rows())
     assert table["class_name"][0] == "horse"
     assert table["finding"].tolist() == [True, False, False, False]
-    assert (table["capture_excess"].diff().dropna() <= 0).all()
+    weights = [record.weight for record in planted.classes]
+    assert weights == sorted(weights, reverse=True)
 
 
 def test_baselines_are_what_patches_are_pasted_into():
