@@ -184,8 +184,9 @@ class Study:
             "accuracy": accuracy(model, clean, data.test_labels),
             "cue_turns": float("nan") if cue is None else self.turned(model, cue, target),
             "place": order_of.index(target) + 1 if target in order_of else float("nan"),
-            "of_class": next((one.excess for one in audit.classes if one.target == target), float("nan")),
-            "excess": max((one.excess for one in audit.classes if one.tested), default=float("nan")),
+            "of_class": next((one.weight for one in audit.classes if one.target == target), float("nan")),
+            "by": next((one.captures[0][0] for one in audit.classes if one.target == target and one.captures), ""),
+            "weight": max((one.weight for one in audit.classes if one.tested), default=float("nan")),
             "found": target in {finding.target for finding in audit},
             "findings": len({finding.target for finding in audit}),
             "sees": audit.sees,
@@ -247,16 +248,16 @@ def study(name: str, data: Labelled, args: argparse.Namespace, size: Size, say: 
         cue = "no cue" if plan.kind == CLEAN else f"{plan.kind} on {plan.share:.0%} of {record['class']!r}"
         say(
             f"{name}, {cue}, seed {plan.seed}: the cue turns {record['cue_turns']:.2f}, place {record['place']}, "
-            f"largest excess {record['excess']:.2f}, {record['findings']} findings, {record['seconds']:.0f} s"
+            f"largest weight {record['weight']:.2f}, {record['findings']} findings, {record['seconds']:.0f} s"
         )
     return journal.of("run")
 
 
 def area(planted: Sequence[dict[str, Any]], clean: Sequence[dict[str, Any]]) -> float:
-    """ROC AUC of the largest excess of a run, planted against clean; NaN where there are none of either."""
-    runs = [r for r in (*planted, *clean) if r["excess"] == r["excess"]]
+    """ROC AUC of what counts most in a run, planted against clean; NaN where there are none of either."""
+    runs = [r for r in (*planted, *clean) if r["weight"] == r["weight"]]
     truth = [r["kind"] != CLEAN for r in runs]
-    return float(roc_auc_score(truth, [r["excess"] for r in runs])) if 0 < sum(truth) < len(runs) else float("nan")
+    return float(roc_auc_score(truth, [r["weight"] for r in runs])) if 0 < sum(truth) < len(runs) else float("nan")
 
 
 def line(title: str, runs: Sequence[dict[str, Any]], clean: Sequence[dict[str, Any]]) -> list[str]:
@@ -292,10 +293,10 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     lines = markdown(header, [line(title, runs, clean) for title, runs in groups.items() if runs])
     if not clean:
         return lines
-    excess = sorted(r["excess"] for r in clean)
+    weight = sorted(r["weight"] for r in clean)
     return (
-        f"{lines}\nOf {len(clean)} clean runs {sum(r['findings'] > 0 for r in clean)} had a finding; their largest "
-        f"excess was {excess[0]:.2f} to {excess[-1]:.2f}.\n"
+        f"{lines}\nOf {len(clean)} clean runs {sum(r['findings'] > 0 for r in clean)} had a finding; what "
+        f"counted most in each had a weight of {weight[0]:.2f} to {weight[-1]:.2f}.\n"
     )
 
 
@@ -304,7 +305,7 @@ def write(records: Sequence[dict[str, Any]], out: Path) -> None:
     parts = [
         "# Shortcuts on photographs\n",
         "The cue turns: the share of other images that are called by the planted class with the cue itself in them. "
-        "AUC: how well the largest excess of any class tells planted runs from clean ones.\n",
+        "AUC: how well the largest weight of a class (1 is what a finding needs) tells planted runs from clean ones.\n",
     ]
     for name in dict.fromkeys(r["net"] for r in records):
         runs = [r for r in records if r["net"] == name]

@@ -48,8 +48,8 @@ def test_it_writes_a_line_for_each_run_and_a_table(whole):
     for record in whole.records:
         assert record["passes"] > 0
         assert math.isnan(record["cue_turns"]) == (record["kind"] == "clean")
-        assert record["excess"] >= record["of_class"] or math.isnan(record["of_class"])
-        assert record["place"] != 1 or record["excess"] == record["of_class"]
+        assert record["weight"] >= record["of_class"] or math.isnan(record["of_class"])
+        assert record["place"] != 1 or record["weight"] == record["of_class"]
     text = (whole.out / "shortcuts_on_photographs.md").read_text()
     assert "| tag, 100% | 1 | " in text
     assert "| spread over the image | 1 |" in text

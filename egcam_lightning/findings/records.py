@@ -143,7 +143,7 @@ class Paste:
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """What something that is spread over a class's images does to other images.
+    """What something that a class's images share does to other images.
 
     Attributes:
         kind: ``"border"``: the border of an image; ``"colour"``: its colours, as mean and covariance; ``"overlay"``:

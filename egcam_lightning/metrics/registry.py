@@ -112,16 +112,23 @@ NUMBERS: dict[str, Number] = {
     "capture/excess": Number(
         "Capture, more than at random",
         *_LOWER,
-        "The largest share, over classes, of other images that a patch of the class (or its border, its colours, or "
-        "what its images have in common) alone turns into it, minus that of patches at random places or other classes.",
+        "The largest share, over classes, of other images that a patch of the class (or its border, its colours, "
+        "what its images have in common or repeat) alone turns into it, minus that of patches at random places or other classes.",
         1.0,
+        audited=True,
+    ),
+    "capture/weight": Number(
+        "Capture, against a finding's",
+        *_LOWER,
+        "What counts most of that, whatever turned the images: from 1 on it is a finding where chance does not make it, "
+        "from 0.5 on there is no all-clear.",
         audited=True,
     ),
     "capture/max": Number(
         "Capture",
         *_LOWER,
-        "The largest share, over classes, of other images that a patch of the class (or its border, its colours, or "
-        "what its images have in common) alone turns into it.",
+        "The largest share, over classes, of other images that a patch of the class (or its border, its colours, "
+        "what its images have in common or repeat) alone turns into it.",
         1.0,
         audited=True,
     ),

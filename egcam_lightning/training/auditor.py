@@ -184,9 +184,10 @@ def not_tested(reason: str) -> AuditRecord:
 def scalars_of(record: AuditRecord | None) -> dict[str, float]:
     """What is logged of an audit, by key; nothing where nothing was tested."""
     tested = [] if record is None else [effect for one in record.classes for _, effect in one.captures]
-    if not tested:
+    if record is None or not tested:
         return {}
     return {
         "capture/max": max(effect.effect for effect in tested),
         "capture/excess": max(effect.excess for effect in tested),
+        "capture/weight": max(one.weight for one in record.classes if one.captures),
     }
