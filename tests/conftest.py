@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +17,8 @@ from tests.support import devices
 torch.set_num_threads(1)  # some tests fork, and a forked process cannot use the thread pool of its parent
 torch.manual_seed(0)  # what a test module draws when it is imported
 
+_ALONE = ("gpu", "benchmark")
+_FORKING = ("tests.support.parallel", "tests.support.killed")
 _OF_TENSORS = ("architectures", "compat", "explain", "findings", "metrics")
 
 
@@ -35,6 +38,13 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two for all tests; of a few the start would cost more, and a device or a benchmark bears nothing beside it."""
+    alone = config.option.accelerator != "cpu" or config.option.markexpr in _ALONE
+    return 0 if alone or config.args_source is not pytest.Config.ArgsSource.TESTPATHS else min(2, os.cpu_count() or 1)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wrong = {"cpu": (), "pretended": ("cpu", "real")}.get(devices.chosen().type, ("cpu",))
     for item in items:
@@ -47,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _forks(module: Any) -> bool:
     named = vars(module).values() if module is not None else ()
-    return any(getattr(one, "__module__", None) == "tests.support.parallel" for one in named)
+    return any(getattr(one, "__module__", None) in _FORKING for one in named)
 
 
 @pytest.hookimpl(wrapper=True)

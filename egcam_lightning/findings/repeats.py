@@ -35,7 +35,7 @@ def repeated_pieces(
 
     Returns:
         ``(k, C, H, W)`` float32, the pieces at the place of that window, the mean of all three; and ``(k, 1, H, W)``
-        bool, where they are: nowhere for classes with fewer than three windows.
+        bool, where they are: nowhere for classes with fewer than three windows, or without such a piece.
 
     Example:
         >>> images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -59,7 +59,7 @@ def repeated_pieces(
         pictures, counts = (images[mine.image].float() - low) / scale, outside[mine.image] > 0
         promising = torch.zeros_like(says, dtype=torch.bool)
         promising[says.topk(-(-len(mine) // _PROMISING)).indices] = True
-        most = -1.0
+        most = 0.0
         for size in sorted(set(zip(mine.height.tolist(), mine.width.tolist(), strict=True))):
             rows = (promising & (mine.height == size[0]) & (mine.width == size[1])).nonzero().flatten()
             if not len(rows):
@@ -113,7 +113,8 @@ def _repeated(
     values = mean.flatten(2)
     middle = (values * inside).sum(2, keepdim=True) / count.clamp(min=1)[..., None]
     deviation = (((values - middle).square() * inside).sum(2) / count.clamp(min=1)).sqrt().mean(1)
-    return mean, same, count[:, 0] * deviation
+    # Of what varies no more than copies may differ, such as a piece of sky, one is like the other without being it.
+    return mean, same, count[:, 0] * deviation * (deviation > _ALIKE)
 
 
 def _most_alike(pictures: Tensor, templates: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

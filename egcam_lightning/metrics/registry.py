@@ -113,15 +113,16 @@ NUMBERS: dict[str, Number] = {
         "Capture, more than at random",
         *_LOWER,
         "The largest share, over classes, of other images that a patch of the class (or its border, its colours, "
-        "what its images have in common or repeat) alone turns into it, minus that of patches at random places or other classes.",
+        "what its images have in common or repeat) alone turns into it, minus that of patches at random places or of "
+        "other classes.",
         1.0,
         audited=True,
     ),
     "capture/weight": Number(
         "Capture, against a finding's",
         *_LOWER,
-        "What counts most of that, whatever turned the images: from 1 on it is a finding where chance does not make it, "
-        "from 0.5 on there is no all-clear.",
+        "What counts most of that, whatever turned the images: from 1 on it is a finding unless chance may have made "
+        "it, from 0.5 on there is no all-clear.",
         audited=True,
     ),
     "capture/max": Number(

@@ -73,6 +73,14 @@ def test_of_fewer_than_three_windows_there_is_nothing(stamped):
     assert not where.any()
 
 
+def test_a_plain_piece_is_like_any_other_and_none():
+    images = 0.5 + 0.03 * noise(6)
+    images[:, :, 0, 0] = torch.arange(6.0)[:, None] / 5  # pixels have a range
+    windows = windows_at([(8, 8)] * 6)
+    _, where = repeated_pieces(images, windows, RISE, torch.zeros(6).long(), 1, EVERYWHERE)
+    assert not where.any()
+
+
 def test_what_lies_on_the_objects_is_left_out(stamped):
     images, _, places, windows = stamped
     outside = EVERYWHERE.clone()
