@@ -13,7 +13,7 @@ COPIES = 2  # other images that a piece is in
 # Of the range of pixels: by how much the same may differ, by compression and noise.
 _ALIKE = 0.12
 _FLAT = 0.01  # what deviates less has nothing to be recognised by
-_NUMBERS_AT_ONCE = 2**24
+_NUMBERS_AT_ONCE = 2**22
 
 
 def repeated_pieces(
@@ -93,13 +93,8 @@ def _repeated(
 
     """
     templates = cut(pictures, rows, top, left, size)
-    at_once = max(1, _NUMBERS_AT_ONCE // (pictures.shape[0] * pictures.shape[2] * pictures.shape[3]))
-    parts = [
-        _most_alike(pictures, *some)
-        for some in zip(torch.split(templates, at_once), torch.split(rows, at_once), strict=True)
-    ]
-    likeness, place = (torch.cat(part) for part in zip(*parts, strict=True))
-    image = likeness.topk(COPIES, 1).indices
+    likeness, place = _most_alike(pictures, templates)
+    image = likeness.scatter(1, rows[:, None], -torch.inf).topk(COPIES, 1).indices
     place = place.gather(1, image)
     across = pictures.shape[3] - size[1] + 1
     image = torch.cat([rows[:, None], image], 1).flatten()
@@ -117,8 +112,19 @@ def _repeated(
     return mean, same, count[:, 0] * deviation * (deviation > _ALIKE)
 
 
-def _most_alike(pictures: Tensor, templates: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+def _most_alike(pictures: Tensor, templates: Tensor) -> tuple[Tensor, Tensor]:
     """``(m, n)``: how alike each template and the place of each picture are that is most like it, and which that is."""
+    few = max(1, _NUMBERS_AT_ONCE // pictures[0].numel())
+    fewer = max(1, _NUMBERS_AT_ONCE // pictures[:few, 0].numel())
+    parts = [
+        [torch.cat(part, 1) for part in zip(*(_correlated(p, t) for p in torch.split(pictures, few)), strict=True)]
+        for t in torch.split(templates, fewer)
+    ]
+    likeness, place = (torch.cat(part) for part in zip(*parts, strict=True))
+    return likeness, place
+
+
+def _correlated(pictures: Tensor, templates: Tensor) -> tuple[Tensor, Tensor]:
     height, width = templates.shape[2:]
     inside = (..., slice(pictures.shape[2] - height + 1), slice(pictures.shape[3] - width + 1))
     pictures = pictures - pictures.mean()
@@ -130,7 +136,7 @@ def _most_alike(pictures: Tensor, templates: Tensor, own: Tensor) -> tuple[Tenso
     deviation = (square - mean.square()).clamp(min=_FLAT**2).sqrt()
     deviations = centred.square().mean((1, 2, 3)).clamp(min=_FLAT**2).sqrt()[:, None, None, None] * deviation
     likeness, place = (inner / templates[0].numel() / deviations).flatten(2).max(2)
-    return likeness.scatter(1, own[:, None], -torch.inf), place
+    return likeness, place
 
 
 def cut(pictures: Tensor, image: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:

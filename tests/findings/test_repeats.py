@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egcam_lightning import audit
-from egcam_lightning.findings.repeats import _most_alike, cut, repeated_pieces
+from egcam_lightning.findings import repeats
+from egcam_lightning.findings.repeats import cut, repeated_pieces
 from egcam_lightning.findings.windows import Windows
 from tests.findings.scenes import SIZE, ByHand, images_of, tag
 
@@ -106,23 +110,21 @@ def test_compression_does_not_hide_it_and_the_images_unit_does_not_matter(stampe
     size=st.tuples(st.integers(6, 17), st.integers(6, 17)),
     side=st.tuples(st.integers(2, 5), st.integers(2, 5)),
     seed=st.integers(0, 1000),
+    at_once=st.sampled_from([1, 2**22]),
 )
 @settings(max_examples=15, deadline=None)
-def test_likeness_is_the_correlation_of_pixels(size, side, seed):
+def test_likeness_is_the_correlation_of_pixels_however_many_at_once(size, side, seed, at_once):
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.rand(3, 2, *size, generator=generator)
-    own = torch.tensor([0, 2])
-    top = torch.tensor([0, size[0] - side[0]])
-    left = torch.tensor([size[1] - side[1], 1])
-    templates = cut(pictures, own, top, left, side)
-    likeness, place = _most_alike(pictures, templates, own)
-    for row in range(2):
-        assert likeness[row, own[row]] == -torch.inf
-        for other in set(range(3)) - {int(own[row])}:
-            pieces = pictures[other].unfold(1, side[0], 1).unfold(2, side[1], 1).permute(1, 2, 0, 3, 4)
-            found = [np.corrcoef(templates[row].flatten(), piece.flatten())[0, 1] for piece in pieces.flatten(0, 1)]
-            assert likeness[row, other] == pytest.approx(max(found), abs=1e-3)
-            assert found[int(place[row, other])] == pytest.approx(max(found), abs=1e-3)
+    top, left = torch.tensor([0, size[0] - side[0]]), torch.tensor([size[1] - side[1], 1])
+    templates = cut(pictures, torch.tensor([0, 2]), top, left, side)
+    with mock.patch.object(repeats, "_NUMBERS_AT_ONCE", at_once):
+        likeness, place = repeats._most_alike(pictures, templates)
+    for row, other in itertools.product(range(2), range(3)):
+        pieces = pictures[other].unfold(1, side[0], 1).unfold(2, side[1], 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+        found = [np.corrcoef(templates[row].flatten(), piece.flatten())[0, 1] for piece in pieces]
+        assert likeness[row, other] == pytest.approx(max(found), abs=1e-3)
+        assert found[int(place[row, other])] == pytest.approx(max(found), abs=1e-3)
 
 
 def moving(count=20):
