@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
-from egcam_lightning.findings.windows import Windows
+from egcam_lightning.findings.windows import Windows, means_within
 
 _PROMISING = 3  # one window in so many
 COPIES = 2  # other images that a piece is in
@@ -132,7 +131,7 @@ def _correlated(pictures: Tensor, templates: Tensor) -> tuple[Tensor, Tensor]:
     size = pictures.shape[2:]
     spectra = torch.fft.rfft2(pictures), torch.fft.rfft2(centred, s=size).conj()
     inner = torch.fft.irfft2(torch.einsum("nchw,mchw->mnhw", *spectra), s=size)[inside]
-    mean, square = (avg_pool2d(values.mean(1), (height, width), 1) for values in (pictures, pictures.square()))
+    mean, square = (means_within(values.mean(1), (height, width)) for values in (pictures, pictures.square()))
     deviation = (square - mean.square()).clamp(min=_FLAT**2).sqrt()
     deviations = centred.square().mean((1, 2, 3)).clamp(min=_FLAT**2).sqrt()[:, None, None, None] * deviation
     likeness, place = (inner / templates[0].numel() / deviations).flatten(2).max(2)

@@ -76,7 +76,7 @@ def strongest(maps: Tensor, image: Tensor, shape: tuple[float, float], count: in
     """
     size = (maps.shape[1], maps.shape[2])
     height, width = (min(max(2, round(share * min(size))), length) for share, length in zip(shape, size, strict=True))
-    held = avg_pool2d(maps[:, None], (height, width), 1)[:, 0]
+    held = means_within(maps, (height, width))
     row = torch.arange(held.shape[1], device=held.device)[None, :, None]
     column = torch.arange(held.shape[2], device=held.device)[None, None, :]
     sides = torch.full_like(image, height), torch.full_like(image, width)
@@ -88,6 +88,18 @@ def strongest(maps: Tensor, image: Tensor, shape: tuple[float, float], count: in
         above, beside = (row - top[:, None, None]).abs(), (column - left[:, None, None]).abs()
         held = held.masked_fill((2 * above < height) & (2 * beside < width), -torch.inf)
     return found
+
+
+def means_within(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """``(n, H - h + 1, W - w + 1)``: the means of values ``(n, H, W)`` within all windows of a size.
+
+    Example:
+        >>> means_within(torch.eye(3)[None], (2, 3)).tolist()
+        [[[0.333...], [0.333...]]]
+
+    """
+    # One side after the other: with both at once each mean adds up h * w values instead of h + w.
+    return avg_pool2d(avg_pool2d(values[:, None], (size[0], 1), 1), (1, size[1]), 1)[:, 0]
 
 
 def random_windows(like: Windows, size: tuple[int, int], generator: torch.Generator) -> Windows:
