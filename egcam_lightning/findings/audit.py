@@ -17,6 +17,7 @@ from egcam_lightning.explain.isolation import isolated, uninitialised
 from egcam_lightning.findings.examples import EXAMPLES, examples_of
 from egcam_lightning.findings.inputs import check_audited, check_classifier, two_columns
 from egcam_lightning.findings.interventions import Deal, Pasting, Pool, effects_by
+from egcam_lightning.findings.kinds import doubt
 from egcam_lightning.findings.likeness import likeness
 from egcam_lightning.findings.parts import with_parts
 from egcam_lightning.findings.records import AuditRecord, ClassRecord, Patch, class_name, enough_tested
@@ -202,12 +203,15 @@ def audit_with(
     tested = [c for c in classes if c.capture]
     controls = [(c.capture.control, c.capture.pastes) for c in tested if c.capture]
     sees = visible_excess(sum(share for share, _ in controls) / len(controls), min(n for _, n in controls), LEVEL)
-    kind, most = tested[0].captures[0]
+    kind, name, most = max(
+        ((kind, c.class_name, effect) for c in tested for kind, effect in c.captures),
+        key=lambda one: doubt(one[0], one[2].excess),
+    )
     sentence = headline(
         [(f.class_name, f.kind) for f in found],
         len(tested),
         len(image),
-        (kind, tested[0].class_name, most.effect, most.control),
+        (kind, name, most.effect, most.control),
         enough=enough_tested(tested, sees),
     )
     return AuditRecord(

@@ -5,15 +5,15 @@ from __future__ import annotations
 SPREAD = ("border", "colour", "overlay", "repeat")
 """The kinds of what a class's images may share, see :class:`~egcam_lightning.findings.records.Spread`."""
 
-LEAST = {"capture": 0.4, "border": 0.4, "colour": 0.4, "overlay": 0.4, "repeat": 0.1}
-"""The excess from which on it is a finding: more than parts of objects do in clean networks, see `audit_with`."""
+LEAST = {"capture": 0.5, "border": 0.4, "colour": 0.4, "overlay": 0.4, "repeat": 0.1}
+"""A finding's excess is larger: more than parts of objects do in clean networks, see `audit_with`."""
 
-NOTABLE = 0.5
-"""The weight from which on there is no all-clear: half of a finding's."""
+NOTABLE = {"capture": 0.2, "border": 0.2, "colour": 0.2, "overlay": 0.2, "repeat": 0.05}
+"""The excess from which on there is no all-clear."""
 
 
 def weight(kind: str, excess: float) -> float:
-    """What an excess counts for, whatever its kind: 1 is what a finding needs.
+    """What an excess counts for, whatever its kind: a finding's is above 1.
 
     Example:
         >>> weight("capture", 0.3) < 1 < weight("repeat", 0.15)
@@ -21,3 +21,14 @@ def weight(kind: str, excess: float) -> float:
 
     """
     return excess / LEAST[kind]
+
+
+def doubt(kind: str, excess: float) -> float:
+    """How much an excess speaks against an all-clear, whatever its kind: from 1 on there is none.
+
+    Example:
+        >>> doubt("capture", 0.1) < 1 <= doubt("repeat", 0.1)
+        True
+
+    """
+    return excess / NOTABLE[kind]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from egcam_lightning.findings.kinds import NOTABLE, weight
+from egcam_lightning.findings.kinds import doubt, weight
 from egcam_lightning.findings.rows import row_of
 from egcam_lightning.findings.sentences import EXPECTED_EXCESS, LEAST_IN_COMMON
 from egcam_lightning.metrics.faithfulness import Estimate
@@ -220,7 +220,7 @@ class ClassRecord:
 
     @property
     def weight(self) -> float:
-        """What counts most of what turned images into this class: 1 is what a finding needs; NaN likewise."""
+        """What counts most of what turned images into this class: a finding's is above 1; NaN likewise."""
         return max((weight(kind, effect.excess) for kind, effect in self.captures), default=float("nan"))
 
     @property
@@ -298,8 +298,9 @@ class AuditRecord:
 
     @property
     def clear(self) -> bool:
-        """Whether there is an all-clear: enough was tested to see an excess of 0.2, and no class has half a finding."""
-        return self.tested.enough and not any(c.weight >= NOTABLE for c in self.classes) and not self.findings
+        """Whether there is an all-clear: enough was tested to see an excess of 0.2, and no class has one."""
+        doubts = (doubt(kind, effect.excess) for c in self.classes for kind, effect in c.captures)
+        return self.tested.enough and max(doubts, default=0.0) < 1 and not self.findings
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a class, for ``pandas.DataFrame``; ``None`` for what was not tested."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from egcam_lightning.findings.kinds import NOTABLE, weight
+from egcam_lightning.findings.kinds import doubt
 
 # What a test must be able to see before its silence says anything: more than windows at random places by so much.
 EXPECTED_EXCESS = 0.2
@@ -130,7 +130,7 @@ def headline(
         found: the findings, as the class's name and the kind.
         tested: how many classes were tested.
         images: how many images windows were taken of.
-        largest: of what counts most the kind, the class's name, effect and control.
+        largest: of what speaks most against an all-clear the kind, the class's name, effect and control.
         enough: whether an excess of 0.2 would have been told from chance in each class.
 
     Example:
@@ -158,7 +158,7 @@ def headline(
             f"Not tested well enough: {where}, too few to see what turns {percent(EXPECTED_EXCESS)} of other images. "
             f"More images of each class are needed. {said}"
         )
-    if weight(kind, effect - control) >= NOTABLE:
+    if doubt(kind, effect - control) >= 1:
         return f"No finding, and no all-clear: {where}, and something does more than chance. {said}"
     return (
         f"Nothing was found that turns {percent(EXPECTED_EXCESS)} of other images into a class: {where}. {said} {TRIED}"

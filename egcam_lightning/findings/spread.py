@@ -24,6 +24,7 @@ OVERLAID = 2.0
 _MEASURED = {"border": 3 / 16, "colour": 3 / 16, "overlay": 3 / 16, "repeat": 3 / 8}
 _LEAST_MEASURED = 16
 _LEAST_TRIED = 2
+_PROMISING = 3  # classes that are tried once more
 _MOST_MEASURED = 4  # classes of each kind
 
 
@@ -192,14 +193,28 @@ class Trials:
     generator: torch.Generator
 
     def most_promising(self, kind: str, candidates: Tensor, count: int) -> Tensor:
-        """Classes ``(k,)``, those first whose log-odds rise most by a change in up to ``count`` images each."""
+        """Classes ``(k,)``, those first whose log-odds rise most by a change in a few images each.
+
+        Args:
+            kind: of the change.
+            candidates: ``(k,)``, the classes.
+            count: how many images are changed, at most: half of them by all classes, the rest by the best of these.
+
+        """
+        few = max(_LEAST_TRIED, count // (2 * len(candidates)))
+        order = candidates[self._rise(kind, candidates, few).argsort(descending=True)]
+        best, rest = order[:_PROMISING], order[_PROMISING:]
+        again = self._rise(kind, best, max(_LEAST_TRIED, count // (2 * len(best))))
+        return torch.cat([best[again.argsort(descending=True)], rest])
+
+    def _rise(self, kind: str, candidates: Tensor, count: int) -> Tensor:
+        """``(k,)``: how much the log-odds of classes rise in the mean over ``count`` images of others."""
         row, onto = self.deal.draw(candidates, count, fresh=False)
         of = candidates[row]
         logits = self._ask(kind, of, self.changes.images_of(of, self.generator), onto)
         rise = log_odds(logits, self.deal.target[of]) - log_odds(self.others.logits[onto], self.deal.target[of])
         total = torch.zeros(len(candidates), device=rise.device).index_add_(0, row, rise)
-        mean = total / torch.bincount(row, minlength=len(candidates)).clamp(min=1)
-        return candidates[mean.argsort(descending=True)]
+        return total / torch.bincount(row, minlength=len(candidates)).clamp(min=1)
 
     def measured(
         self, kind: str, one: Tensor, candidates: Tensor, count: int, class_names: Sequence[str] | None
@@ -259,7 +274,7 @@ def spread_effects(
     changes = Changes(own, windows, rise, group, len(deal.target), masks)
     trials = Trials(pasting, deal, others, changes, generator)
     count = len(own.images)
-    tried = max(_LEAST_TRIED, count // (len(SPREAD) * len(changes.tested)))
+    tried = count // len(SPREAD)
     found: dict[int, tuple[Spread, ...]] = {}
     for kind in SPREAD:
         candidates = changes.in_common if kind == "overlay" else changes.tested
@@ -271,6 +286,6 @@ def spread_effects(
             if effect is None:
                 break
             found[int(one)] = (*found.get(int(one), ()), effect)
-            if weight(kind, effect.capture.excess) < 1:
+            if weight(kind, effect.capture.excess) <= 1:
                 break
     return found

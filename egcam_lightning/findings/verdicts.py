@@ -20,7 +20,7 @@ def passed(classes: Iterable[ClassRecord]) -> set[tuple[int, str]]:
     return {
         (target, kind)
         for (target, kind, effect), holds in zip(tested, significant, strict=True)
-        if holds and weight(kind, effect.excess) >= 1
+        if holds and weight(kind, effect.excess) > 1
     }
 
 
@@ -44,7 +44,7 @@ def findings(classes: Sequence[ClassRecord], those: set[tuple[int, str]]) -> tup
         removal = record.removal if by_windows else None
         if removal is not None and removal.chance <= LEVEL and removal.excess >= LEAST_REMOVAL:
             found.append(_finding(record, "removal", removal))
-    return tuple(sorted(found, key=lambda f: (f.kind == "removal", -f.excess)))
+    return tuple(sorted(found, key=lambda f: (f.kind == "removal", -f.excess, f.kind != "capture")))
 
 
 def _finding(record: ClassRecord, kind: str, effect: Effect) -> Finding:

@@ -121,8 +121,7 @@ NUMBERS: dict[str, Number] = {
     "capture/weight": Number(
         "Capture, against a finding's",
         *_LOWER,
-        "What counts most of that, whatever turned the images: from 1 on it is a finding unless chance may have made "
-        "it, from 0.5 on there is no all-clear.",
+        "What counts most of that, whatever turned the images: above 1 it is a finding, but for what chance may do.",
         audited=True,
     ),
     "capture/max": Number(
