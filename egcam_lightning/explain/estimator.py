@@ -19,7 +19,7 @@ from egcam_lightning.explain.captured import capture_at, rows_of
 from egcam_lightning.explain.chunking import Chunks
 from egcam_lightning.explain.config import ExplainerConfig
 from egcam_lightning.explain.explanation import Explanation, mean_over_layers
-from egcam_lightning.explain.inputs import as_tuple, check_inputs
+from egcam_lightning.explain.inputs import as_tuple, check_inputs, without_history
 from egcam_lightning.explain.isolation import isolated, uninitialised
 from egcam_lightning.explain.layer_search import find_layers, telling_sample
 from egcam_lightning.explain.model_adapter import ModelAdapter
@@ -297,10 +297,9 @@ class ExpectedGradCAM(CaptumInterface):
         others = as_tuple(additional_forward_args)
         check_inputs(self.perturbation, inputs, baselines, others, draws)
         with torch.inference_mode(False), torch.no_grad(), isolated(self.model, seed=self.seed):
-            # Inference tensors cannot be saved for a gradient; a clone made here is an ordinary tensor.
-            inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
+            inputs = without_history(inputs)
             if baselines is not None:
-                baselines = baselines.detach().clone() if baselines.is_inference() else baselines.detach()
+                baselines = without_history(baselines, inputs.dtype)
             self.find(inputs, *others)
             index = list(range(len(inputs))) if image_index is None else [int(i) for i in image_index]
             if len(index) != len(inputs):

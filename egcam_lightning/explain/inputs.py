@@ -17,6 +17,24 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
     return () if value is None else value if isinstance(value, tuple) else (value,)
 
 
+def without_history(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Values that a gradient may be taken of, whatever they come from.
+
+    Args:
+        values: images, or baselines.
+        dtype: of the images, for baselines in another precision, as a callback keeps them; ``None`` for their own.
+
+    Example:
+        >>> without_history(torch.zeros(1, dtype=torch.float16), torch.float32).dtype
+        torch.float32
+
+    """
+    # Inference tensors cannot be saved for a gradient; a clone made here is an ordinary tensor.
+    values = values.detach().clone() if values.is_inference() else values.detach()
+    both = dtype is not None and dtype.is_floating_point and values.is_floating_point()
+    return values.to(dtype) if both else values
+
+
 def check_inputs(
     perturbation: Perturbation,
     inputs: Tensor,

@@ -148,3 +148,10 @@ def test_a_gradient_that_is_too_large_when_scaled_is_had_without() -> None:
         torch.testing.assert_close(gradient, torch.full((3,), factor), rtol=1e-3, atol=0)
     assert gradient_at(leaf, (leaf.half() * torch.nan).float()).isnan().all()
     assert gradient_at(leaf, torch.ones(3)) is None
+
+
+def test_baselines_that_are_kept_in_half_precision_are_taken_as_they_are() -> None:
+    explainer, inputs, kept = ExpectedGradCAM(seeded(VGG), "features.4"), images(2), images(4, seed=1).half()
+    found, expected = explainer(inputs, kept, 1), explainer(inputs, kept.float(), 1)
+    assert torch.equal(found.attribution, expected.attribution)
+    assert found.attribution.dtype == torch.float32
