@@ -61,7 +61,7 @@ def audit_with(
     what parts of objects do in clean networks, see :data:`~egcam_lightning.findings.kinds.LEAST`.
 
     Measured on CIFAR-10 (256 test images, fine-tuned ResNet-20s): windows did 0.15 to 0.50 more than their control in
-    some class of 40 clean networks, and a repeated piece 0.05 at most. Of 13 networks with a tag of 12x5 or a crop of
+    some class of 39 clean networks, and a repeated piece 0.05 at most. Of 13 networks with a tag of 12x5 or a crop of
     8x8 on all or half of a class eleven had learnt it so that it alone turns 11 to 69 % of other images: each had a
     finding of that class, which came first. Two whose cue turns 5 and 7 % had none.
 
