@@ -67,10 +67,10 @@ def audit(
     """Test which classes a model calls because of a patch alone: a tag, a logo, a corner of the scanner.
 
     Of each class the windows that say most for it are pasted into images of other classes. Where many of these are
-    then called by the class, more than with windows at random places, that is a :class:`~egcam_lightning.Finding`. What
-    no window carries is tried as a whole: the borders of a class's images, their colours, and what these have in
-    common, such as a watermark, beside those of other classes. It takes about twelve passes an image; the model is left
-    exactly as it was. What else is spread over images, a texture, a blur or noise, no audit sees.
+    then called by the class, more than with windows at random places, that is a :class:`~egcam_lightning.Finding`.
+    What the images of a class share is tried too: their borders, their colours, what they have in common, such as a
+    watermark, and a piece that some of them repeat, beside those of other classes. It takes about twelve passes an
+    image; the model is left exactly as it was. A texture, a blur or noise on all images of a class no audit sees.
 
     Args:
         model: a classifier.
