@@ -69,7 +69,7 @@ _SOURCES = {
     "border": ("a border", "the borders of its images turn", "those of other classes"),
     "colour": ("a colouring", "the colours of its images turn", "those of other classes"),
     "overlay": ("a common trait", "what its images have in common, doubled, turns", "what those of other classes have"),
-    "repeat": ("a repeated piece", "a piece that its images repeat turns", "pieces of other classes"),
+    "repeat": ("a repeated piece", "a piece that its images repeat turns", "what others hold there"),
 }
 
 

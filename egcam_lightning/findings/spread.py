@@ -88,11 +88,20 @@ class Changes:
             overlay = self._overlay[torch.searchsorted(self.in_common, group)]
             return self._as_pixels(onto.float() + OVERLAID * overlay)
         if kind == "repeat":
-            return torch.where(self._where[group], self._as_pixels(self._pieces)[group], onto)
+            return torch.where(self._where[group], self._as_pixels(self._pieces[group]), onto)
         images, outside = self._images[source], self._outside[source]
         if kind == "border":
             return torch.where(outside > 0, with_border_of(images, onto), onto)
         return self._as_pixels(with_colours_of(images, onto, outside))
+
+    def control_of(self, kind: str, group: Tensor, other: Tensor, source: Tensor, onto: Tensor) -> Tensor:
+        """What :meth:`made` is compared with: the same by other classes ``(m,)``, or by one image of these ``(m,)``.
+
+        A piece is compared with what another image holds there: whatever covers a part of an image may turn it.
+        """
+        if kind == "repeat":
+            return torch.where(self._where[group], self._images[source], onto)
+        return self.made(kind, other, source, onto)
 
     def _as_pixels(self, values: Tensor) -> Tensor:
         """In the images' range, and of their type."""
@@ -226,8 +235,13 @@ class Trials:
         target, of = self.deal.target[one], one.repeat(len(row))
         source = self.changes.images_of(of, self.generator)
         turned = self._ask(kind, of, source, onto).argmax(1) == target
-        control = others_of(candidates, of, self.generator)
-        by_others = self._ask(kind, control, self.changes.images_of(control, self.generator), onto).argmax(1) == target
+        other = others_of(candidates, of, self.generator)
+        theirs = self.changes.images_of(other, self.generator)
+        controls = self.pasting.changed(
+            onto,
+            lambda rows, images: self.changes.control_of(kind, of[rows], other[rows], theirs[rows], images),
+        )
+        by_others = controls.argmax(1) == target
         shown = turned.nonzero().flatten()[:EXAMPLES]
         after = self.changes.made(kind, of[shown], source[shown], self.others.images[onto[shown]])
         pastes = examples(self.others, onto[shown], after, [0] * len(shown), class_names)

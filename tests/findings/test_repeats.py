@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from egcam_lightning import audit
 from egcam_lightning.findings import repeats
+from egcam_lightning.findings.interventions import Pool
 from egcam_lightning.findings.repeats import cut, repeated_pieces
+from egcam_lightning.findings.spread import Changes
 from egcam_lightning.findings.windows import Windows
 from tests.findings.scenes import SIZE, ByHand, images_of, tag
 
@@ -125,6 +127,24 @@ def test_likeness_is_the_correlation_of_pixels_however_many_at_once(size, side, 
         found = [np.corrcoef(templates[row].flatten(), piece.flatten())[0, 1] for piece in pieces]
         assert likeness[row, other] == pytest.approx(max(found), abs=1e-3)
         assert found[int(place[row, other])] == pytest.approx(max(found), abs=1e-3)
+
+
+def test_it_is_compared_with_what_another_image_holds_at_that_place(stamped):
+    """Whatever covers a part of an image may turn it, and the piece has to do more."""
+    images, _, _, windows = stamped
+    both = torch.cat([images, noise(6, seed=9)])
+    twice = Windows(torch.arange(12), *(torch.cat([part, part]) for part in windows.parts[1:]))
+    own = Pool(both, torch.zeros(12, 2), torch.arange(12) // 6)
+    changes = Changes(own, twice, torch.cat([RISE, RISE]), own.label, 2, None)
+    _, where = repeated_pieces(both, twice, torch.cat([RISE, RISE]), own.label, 2, torch.cat([EVERYWHERE, EVERYWHERE]))
+    of, other, source, onto = torch.tensor([0]), torch.tensor([1]), torch.tensor([8]), noise(1, seed=11)
+    made = changes.made("repeat", of, source, onto)
+    control = changes.control_of("repeat", of, other, source, onto)
+    inside = where[:1].expand_as(onto)
+    assert torch.equal(control[inside], both[8:9][inside])
+    assert not torch.equal(made[inside], control[inside])
+    assert torch.equal(made[~inside], onto[~inside])
+    assert torch.equal(control[~inside], onto[~inside])
 
 
 def moving(count=20):
