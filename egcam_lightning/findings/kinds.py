@@ -8,7 +8,10 @@ SPREAD = ("border", "colour", "overlay", "repeat")
 LEAST = {"capture": 0.5, "border": 0.4, "colour": 0.4, "overlay": 0.4, "repeat": 0.1}
 """A finding's excess is larger: more than parts of objects do in clean networks, see `audit_with`."""
 
-NOTABLE = {"capture": 0.2, "border": 0.2, "colour": 0.2, "overlay": 0.2, "repeat": 0.05}
+EXPECTED_EXCESS = 0.2
+"""What a test must be able to see before its silence says anything: more than its control by so much."""
+
+NOTABLE = {**dict.fromkeys(LEAST, EXPECTED_EXCESS), "repeat": 0.05}
 """The excess from which on there is no all-clear."""
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from egcam_lightning.findings.kinds import doubt, weight
+from egcam_lightning.findings.kinds import EXPECTED_EXCESS, doubt, weight
 from egcam_lightning.findings.rows import row_of
-from egcam_lightning.findings.sentences import EXPECTED_EXCESS, LEAST_IN_COMMON
+from egcam_lightning.findings.sentences import LEAST_IN_COMMON
 from egcam_lightning.metrics.faithfulness import Estimate
 from egcam_lightning.notebook import stretch, strip
 
@@ -52,7 +52,7 @@ class Finding:
             ``"removal"``: without the patches images are no longer the class.
         effect: the share of the images that turned.
         control: the same with windows of the same size at random places of the same images; of what is spread, with
-            the same of other classes' images.
+            the same of other classes' images; of a repeated piece, with what these hold at its place.
         interval: 95 % interval of ``effect - control``.
         num_images: images of the class that were looked at.
         patches: those that did it, the strongest first; of what is spread there are none.
@@ -149,7 +149,8 @@ class Spread:
         kind: ``"border"``: the border of an image; ``"colour"``: its colours, as mean and covariance; ``"overlay"``:
             what the class's images have in common, the difference of their mean from that of the others, doubled;
             ``"repeat"``: a piece that three of its images hold, wherever it lies.
-        capture: what it does to images of other classes, beside the same of other classes' images.
+        capture: what it does to images of other classes, beside the same of other classes' images; of a piece, beside
+            what these hold at its place.
         pastes: some of the images that turned; their ``patch`` is 0.
 
     """

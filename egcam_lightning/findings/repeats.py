@@ -113,28 +113,26 @@ def _repeated(
 
 def _most_alike(pictures: Tensor, templates: Tensor) -> tuple[Tensor, Tensor]:
     """``(m, n)``: how alike each template and the place of each picture are that is most like it, and which that is."""
+    height, width = templates.shape[2:]
+    size = pictures.shape[2:]
+    inside = (..., slice(size[0] - height + 1), slice(size[1] - width + 1))
     few = max(1, _NUMBERS_AT_ONCE // pictures[0].numel())
     fewer = max(1, _NUMBERS_AT_ONCE // pictures[:few, 0].numel())
-    parts = [
-        [torch.cat(part, 1) for part in zip(*(_correlated(p, t) for p in torch.split(pictures, few)), strict=True)]
-        for t in torch.split(templates, fewer)
-    ]
-    likeness, place = (torch.cat(part) for part in zip(*parts, strict=True))
-    return likeness, place
-
-
-def _correlated(pictures: Tensor, templates: Tensor) -> tuple[Tensor, Tensor]:
-    height, width = templates.shape[2:]
-    inside = (..., slice(pictures.shape[2] - height + 1), slice(pictures.shape[3] - width + 1))
-    pictures = pictures - pictures.mean()
     centred = templates - templates.mean((1, 2, 3), keepdim=True)
-    size = pictures.shape[2:]
-    spectra = torch.fft.rfft2(pictures), torch.fft.rfft2(centred, s=size).conj()
-    inner = torch.fft.irfft2(torch.einsum("nchw,mchw->mnhw", *spectra), s=size)[inside]
-    mean, square = (means_within(values.mean(1), (height, width)) for values in (pictures, pictures.square()))
-    deviation = (square - mean.square()).clamp(min=_FLAT**2).sqrt()
-    deviations = centred.square().mean((1, 2, 3)).clamp(min=_FLAT**2).sqrt()[:, None, None, None] * deviation
-    likeness, place = (inner / templates[0].numel() / deviations).flatten(2).max(2)
+    own = centred.square().mean((1, 2, 3)).clamp(min=_FLAT**2).sqrt()[:, None, None, None]
+    columns = []
+    for some in torch.split(pictures, few):
+        some = some - some.mean()
+        spectrum = torch.fft.rfft2(some)
+        mean, square = (means_within(values.mean(1), (height, width)) for values in (some, some.square()))
+        deviation = (square - mean.square()).clamp(min=_FLAT**2).sqrt()
+        rows = []
+        for part, deviations in zip(torch.split(centred, fewer), torch.split(own, fewer), strict=True):
+            product = torch.einsum("nchw,mchw->mnhw", spectrum, torch.fft.rfft2(part, s=size).conj())
+            inner = torch.fft.irfft2(product, s=size)[inside] / part[0].numel()
+            rows.append((inner / (deviations * deviation)).flatten(2).max(2))
+        columns.append([torch.cat(values) for values in zip(*rows, strict=True)])
+    likeness, place = (torch.cat(values, 1) for values in zip(*columns, strict=True))
     return likeness, place
 
 

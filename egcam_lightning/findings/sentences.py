@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from egcam_lightning.findings.kinds import doubt
+from egcam_lightning.findings.kinds import EXPECTED_EXCESS, doubt
 
-# What a test must be able to see before its silence says anything: more than windows at random places by so much.
-EXPECTED_EXCESS = 0.2
 # The mean of fewer images than these still shows each of them, and not what they have in common.
 LEAST_IN_COMMON = 16
 

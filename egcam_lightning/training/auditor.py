@@ -183,11 +183,11 @@ def not_tested(reason: str) -> AuditRecord:
 
 def scalars_of(record: AuditRecord | None) -> dict[str, float]:
     """What is logged of an audit, by key; nothing where nothing was tested."""
-    tested = [] if record is None else [effect for one in record.classes for _, effect in one.captures]
-    if record is None or not tested:
+    tested = [] if record is None else [one for one in record.classes if one.captures]
+    if not tested:
         return {}
     return {
-        "capture/max": max(effect.effect for effect in tested),
-        "capture/excess": max(effect.excess for effect in tested),
-        "capture/weight": max(one.weight for one in record.classes if one.captures),
+        "capture/max": max(effect.effect for one in tested for _, effect in one.captures),
+        "capture/excess": max(one.excess for one in tested),
+        "capture/weight": max(one.weight for one in tested),
     }
